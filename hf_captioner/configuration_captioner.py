@@ -1,0 +1,117 @@
+"""What the configurations of both captioner families share."""
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+
+# Names that transformers itself hands to a configuration beside its fields.
+_COMMON_KWARGS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+}
+
+
+@strict
+class CaptionerConfig(PreTrainedConfig):
+    r"""
+    Fields and rules common to [`RnnCaptionerConfig`] and [`TransformerCaptionerConfig`].
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of any vision model that transformers has; a `dict` needs its `model_type`. A dual model's
+            configuration (CLIP, SigLIP) stands for its vision tower. Defaults to `ResNetConfig()`.
+        vocab_size (`int`, defaults to 10000): Number of tokens.
+        hidden_size (`int`, defaults to 512): Width of the decoder and of the word embeddings.
+        dropout (`float`, defaults to 0.1): Probability of dropping a unit.
+        label_smoothing (`float`, defaults to 0.0):
+            Mass taken from the true token and spread over the vocabulary in the training loss (Szegedy et al. 2016).
+        initializer_range (`float`, defaults to 0.02): Deviation of the normal that initialises linear layers.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule.
+        `ValueError`: if a name is not a field.
+    """
+
+    sub_configs = {"vision_config": AutoConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    vocab_size: int = 10000
+    hidden_size: int = 512
+    dropout: float | int = 0.1
+    label_smoothing: float | int = 0.0
+    initializer_range: float = 0.02
+    is_encoder_decoder: bool = True
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 3
+    decoder_start_token_id: int | None = 2
+
+    def __post_init__(self, **kwargs):
+        # A configuration read from a file may carry what another version of transformers wrote; one written by hand
+        # may not, or a misspelt field would silently keep its default.
+        if self.transformers_version is None:
+            self._refuse_unknown(kwargs)
+        if self.vision_config is None:
+            self.vision_config = CONFIG_MAPPING["resnet"]()
+        elif isinstance(self.vision_config, dict):
+            settings = dict(self.vision_config)
+            model_type = settings.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`vision_config` must name a transformers vision model in its `model_type`, got {model_type!r}"
+                )
+            self.vision_config = CONFIG_MAPPING[model_type](**settings)
+        if getattr(self.vision_config, "vision_config", None) is not None:  # a dual model: CLIP, SigLIP
+            self.vision_config = self.vision_config.vision_config
+        # One type for the whole captioner: a vision folder saved in half precision must not build half a model in it.
+        self.vision_config.dtype = None
+        super().__post_init__(**kwargs)
+
+    def _refuse_unknown(self, kwargs):
+        known = _COMMON_KWARGS | set(GenerationConfig().to_dict())
+        for name, value in kwargs.items():
+            if name in known or name.startswith("_"):
+                continue
+            close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else ""
+            raise ValueError(f"`{name}` (value {value!r}) is not a field of {type(self).__name__}{hint}")
+
+    def validate_sizes(self):
+        """Sizes are positive."""
+        for name in ("vocab_size", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    def validate_probabilities(self):
+        """Dropout and label smoothing lie in [0, 1)."""
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
+
+    def validate_special_token_ids(self):
+        """The special tokens lie in the vocabulary, and padding is not mistaken for the end."""
+        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        ids = {
+            "pad_token_id": [self.pad_token_id],
+            "bos_token_id": [self.bos_token_id],
+            "eos_token_id": eos,
+            "decoder_start_token_id": [self.decoder_start_token_id],
+        }
+        for name, values in ids.items():
+            for value in values:
+                if value is not None and not 0 <= value < self.vocab_size:
+                    raise ValueError(f"`{name}` must be in [0, vocab_size={self.vocab_size}), got {value}")
+        if self.pad_token_id is not None and self.pad_token_id in eos:
+            raise ValueError(f"`pad_token_id` must differ from `eos_token_id`, got {self.pad_token_id} for both")

@@ -1,0 +1,260 @@
+"""What the models of both captioner families share: rows per image, loss, pretrained vision weights, attention maps."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.utils.generic import can_return_tuple
+
+from .vision_encoder import VisionEncoder, load_vision_model
+
+
+class CaptionerPreTrainedModel(PreTrainedModel):
+    """Base of every captioner class: loading, saving and the vision model."""
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: PreTrainedConfig):
+        # `from_pretrained(folder, field=value)` sets fields behind the configuration's checks.
+        config.validate()
+        super().__init__(config)
+
+    @property
+    def vision_encoder(self) -> VisionEncoder:
+        """The module that turns images into regions."""
+        return self.get_encoder().vision_encoder
+
+    def freeze_vision(self) -> None:
+        """Excludes the vision model from training; its batch statistics stay as they are, too."""
+        self.vision_encoder.set_trainable(False)
+        self.vision_encoder.train(self.training)
+
+    def unfreeze_vision(self) -> None:
+        """Includes the vision model in training, but for parameters that the regions do not depend on."""
+        self.vision_encoder.set_trainable(True)
+        self.vision_encoder.train(self.training)
+
+    @classmethod
+    def from_vision_pretrained(cls, path_or_name: str, config: PreTrainedConfig) -> "CaptionerPreTrainedModel":
+        """
+        A captioner whose vision model has pretrained weights; everything else is initialised.
+
+        Args:
+            path_or_name: a local folder or a Hub repository of any transformers vision model, or of a dual model
+                (CLIP, SigLIP), whose vision tower is taken.
+            config: the captioner's configuration; it is not changed, its `vision_config` is replaced in the model.
+
+        Returns:
+            the model, in the configuration's `dtype` (or torch's default) whatever the folder's.
+        """
+        dtype = config.dtype or torch.get_default_dtype()
+        vision_model = load_vision_model(path_or_name, dtype)
+        config = copy.deepcopy(config)
+        config.vision_config = copy.deepcopy(vision_model.config)
+        config.vision_config.dtype = None
+        model = cls._from_config(config, dtype=dtype)
+        model.vision_encoder.model.load_state_dict(vision_model.state_dict())
+        return model
+
+
+class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixin):
+    """
+    A captioner with a language model head, for training and `generate()`.
+
+    Subclasses set `model_class` and may add terms to the loss in `attention_penalty`.
+    """
+
+    model_class: type[CaptionerPreTrainedModel]
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    _keys_to_ignore_at_inference = ["past_key_values", "encoder_last_hidden_state"]
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_encoder(self, modality=None):
+        return self.model.encoder
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """
+        The start token in front of the labels, the last label left out, padding in place of -100.
+
+        Args:
+            labels: (N, T) or (B, k, T).
+
+        Returns:
+            decoder_input_ids of the same shape.
+        """
+        shifted = labels.roll(1, dims=-1)
+        shifted[..., 0] = self.config.decoder_start_token_id
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def _expand_inputs_for_generation(
+        self, expand_size=1, is_encoder_decoder=False, input_ids=None, encoder_outputs=None, **model_kwargs
+    ):
+        # Beams and samples are rows of their image; nothing on the image's side is repeated for them.
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=False, input_ids=input_ids, **model_kwargs
+        )
+        model_kwargs["encoder_outputs"] = encoder_outputs
+        return input_ids, model_kwargs
+
+    def attention_penalty(self, cross_attentions, real: torch.BoolTensor) -> torch.Tensor | None:
+        """Sum over captions of the terms that the family adds to the loss; `real` (N, T) marks the true tokens."""
+        return None
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        encoder_outputs=None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        r"""
+        Args:
+            pixel_values: images (B, C, H, W).
+            decoder_input_ids: (N, T), start token first; N = B * k rows, the k rows of an image adjacent. Made from
+                `labels` if absent.
+            labels: (B, k, T) or (B * k, T): tokens and EOS, -100 where there is nothing to predict. An image with
+                fewer captions than others has rows of -100.
+            image_features: (B, L, D), the vision model's raw regions, in place of `pixel_values`.
+            encoder_outputs: what `get_encoder()` returned, in place of both.
+            past_key_values: the cache that an earlier call returned; `decoder_input_ids` are then the new tokens.
+            use_cache: whether to return a cache. Defaults to the configuration's, but not when there are labels.
+            output_attentions: whether to return the weights over regions, one (N, heads, T, L) per layer.
+            output_hidden_states: whether to return the decoder's hidden states.
+            logits_to_keep: number of last positions (0: all) to compute logits for, or their indices.
+            num_items_in_batch: number of real tokens in the whole (accumulated) batch, by which the loss is divided.
+                Defaults to the number in this one.
+
+        Returns:
+            `Seq2SeqLMOutput` with `loss` (a scalar, if there are labels) and `logits` (N, T, vocab_size). In training
+            mode the logits where the label is -100 are not computed, but zero.
+
+        Raises:
+            ValueError: if the rows are not a multiple of the images, or there is no image or no text.
+        """
+        if labels is not None:
+            if decoder_input_ids is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            labels = labels.flatten(0, -2)
+            use_cache = False if use_cache is None else use_cache
+        if decoder_input_ids is None:
+            raise ValueError("`decoder_input_ids` or `labels` must be given, got neither")
+        penalised = labels is not None and getattr(self.config, "doubly_stochastic_lambda", 0) > 0
+        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        outputs = self.model(
+            pixel_values=pixel_values,
+            decoder_input_ids=decoder_input_ids.flatten(0, -2),
+            image_features=image_features,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=wants_attentions or penalised,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden = outputs.last_hidden_state  # (N, T, H)
+        loss = None
+        if labels is not None and self.training:
+            # Padding is often half of a batch of captions, and the output layer most of a step: only real tokens.
+            real = labels != -100
+            real_logits = self.lm_head(hidden[real])
+            logits = real_logits.new_zeros(*labels.shape, self.config.vocab_size)
+            logits[real] = real_logits.detach()
+            loss = F.cross_entropy(
+                real_logits.float(), labels[real], reduction="sum", label_smoothing=self.config.label_smoothing
+            )
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, keep])
+            if labels is not None:
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        if loss is not None:
+            penalty = self.attention_penalty(outputs.cross_attentions, labels != -100) if penalised else None
+            count = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = (loss if penalty is None else loss + penalty) / count
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions if wants_attentions else None,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+        )
+
+    def attention_maps(
+        self, outputs, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None
+    ) -> torch.FloatTensor:
+        """
+        Where the model looked while it said each token.
+
+        Args:
+            outputs: what `generate(output_attentions=True, return_dict_in_generate=True)` returned.
+            grid: (h, w), the rows and columns of regions. Defaults to a square.
+            layer: decoder layer.
+            head: attention head; the mean over heads if `None`.
+
+        Returns:
+            (N, tokens, h, w): weights over the grid for every generated token of every returned sequence, EOS
+            included, zero after it.
+
+        Raises:
+            ValueError: if there are no attentions in `outputs`, or the grid does not have as many cells as regions.
+        """
+        cross_attentions = getattr(outputs, "cross_attentions", None)
+        if cross_attentions is None or cross_attentions[0] is None:
+            why = " and a model that attends" if getattr(self.config, "attention", None) == "none" else ""
+            raise ValueError(
+                "`outputs` must come from generate(output_attentions=True, return_dict_in_generate=True)"
+                f"{why}, got no cross_attentions"
+            )
+        num_regions = cross_attentions[0][layer].shape[-1]
+        if grid is None:
+            grid = (round(num_regions**0.5),) * 2
+        if grid[0] * grid[1] != num_regions:
+            raise ValueError(f"`grid` must have {num_regions} cells, one per region, got {tuple(grid)}")
+
+        steps = len(cross_attentions)
+        generated = outputs.sequences[:, -steps:] if steps else outputs.sequences[:, :0]
+        beam_indices = getattr(outputs, "beam_indices", None)
+        if beam_indices is None:
+            rows = torch.arange(len(generated), device=generated.device)[:, None].expand(-1, steps)
+        else:
+            # Beam search drops trailing steps that no returned sequence has.
+            generated = outputs.sequences[:, outputs.sequences.shape[1] - beam_indices.shape[1] :]
+            steps = min(steps, beam_indices.shape[1])
+            rows = beam_indices[:, :steps].clamp(min=0)
+        maps = []
+        for step in range(steps):
+            weights = cross_attentions[step][layer][rows[:, step], :, -1]  # (N, heads, L)
+            maps.append(weights.mean(1) if head is None else weights[:, head])
+        maps = torch.stack(maps, dim=1)  # (N, tokens, L)
+
+        eos = torch.as_tensor(self.generation_config.eos_token_id or self.config.eos_token_id, device=maps.device)
+        ended = torch.isin(generated[:, :steps].to(maps.device), eos).cumsum(1)
+        after = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1) > 0
+        return maps.masked_fill(after[..., None], 0).unflatten(-1, grid)

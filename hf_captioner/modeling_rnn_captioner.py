@@ -1,0 +1,376 @@
+"""CNN-RNN captioners: one context vector per image, or attention over its regions at every word."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .attention import (
+    AdditiveAlignment,
+    DotProductAlignment,
+    RegionProjection,
+    rows_per_image,
+    soft_selection,
+    weighted_context,
+)
+from .configuration_rnn_captioner import RnnCaptionerConfig
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from .recurrent_cache import RecurrentCache
+from .vision_encoder import VisionEncoder
+
+_NUM_GATES = {"lstm": 4, "gru": 3}
+_NUM_STATES = {"lstm": 2, "gru": 1}
+
+
+@dataclass
+class RnnCaptionerEncoderOutput(BaseModelOutput):
+    """
+    All that depends on the image alone; nothing of it is repeated for an image's rows.
+
+    Args:
+        last_hidden_state: the vision model's regions (B, L, D).
+        keys: (B, heads, L, A / heads), with attention.
+        values: (B, heads, L, d), with attention.
+        initial_state: (B, num_layers, states, H), with attention; states is 2 for an LSTM, 1 for a GRU.
+        context: (B, H), without attention.
+    """
+
+    keys: torch.FloatTensor | None = None
+    values: torch.FloatTensor | None = None
+    initial_state: torch.FloatTensor | None = None
+    context: torch.FloatTensor | None = None
+
+
+class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
+    config: RnnCaptionerConfig
+    config_class = RnnCaptionerConfig
+    _is_stateful = True  # a state cannot be rewound, as assisted decoding would
+    _supports_sdpa = True  # the vision model's attention; the RNN has its own
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # forward makes the RecurrentCache
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.RNNBase):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith("weight_hh"):
+                    init.orthogonal_(parameter)
+                elif name.startswith("weight_ih"):
+                    init.xavier_uniform_(parameter)
+                else:
+                    init.zeros_(parameter)
+        elif isinstance(module, AttentionRnnLayer):
+            init.xavier_uniform_(module.input_gates.weight)
+            init.xavier_uniform_(module.context_gates.weight)
+            init.orthogonal_(module.state_gates.weight)
+        elif isinstance(module, (AdditiveAlignment, DotProductAlignment, RegionProjection)):
+            # As wide as the features, or all scores start near zero and the weights stay uniform for long.
+            for child in module.children():
+                init.xavier_uniform_(child.weight)
+
+
+class RnnCaptionerEncoder(nn.Module):
+    """The image's side: regions, their keys and values, the decoder's first state."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: RnnCaptionerConfig):
+        super().__init__()
+        self.config = config
+        self.vision_encoder = VisionEncoder(config.vision_config)
+        width, hidden = self.vision_encoder.width, config.hidden_size
+        if config.attention == "none":
+            self.pooled_mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        else:
+            multi_head = config.attention == "multi_head"
+            self.region_projection = RegionProjection(
+                width, config.attention_size, config.num_attention_heads if multi_head else 1, multi_head
+            )
+            self.initial_state = nn.Linear(width, config.num_layers * _NUM_STATES[config.cell] * hidden)
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> RnnCaptionerEncoderOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W).
+            image_features: (B, L, D), the vision model's regions, in place of `pixel_values`.
+            output_attentions, output_hidden_states: handed over by `generate()`; the regions are all there is.
+
+        Raises:
+            ValueError: if not exactly one of them is given, or the features have another width.
+        """
+        regions = self.vision_encoder.regions(pixel_values, image_features)
+        mean = regions.mean(dim=1)
+        if self.config.attention == "none":
+            output = RnnCaptionerEncoderOutput(last_hidden_state=regions, context=self.pooled_mlp(mean))
+        else:
+            keys, values = self.region_projection(regions)
+            # Xu et al. 2015, section 3.1.2: an MLP of the mean region, bounded like a state.
+            state = torch.tanh(self.initial_state(mean))
+            output = RnnCaptionerEncoderOutput(
+                last_hidden_state=regions,
+                keys=keys,
+                values=values,
+                initial_state=state.unflatten(-1, (self.config.num_layers, -1, self.config.hidden_size)),
+            )
+        return output if return_dict or return_dict is None else output.to_tuple()
+
+
+class AttentionRnnLayer(nn.Module):
+    """
+    An LSTM or GRU layer that reads a word and, at every step, a context vector that it chose with its last state
+    (Xu et al. 2015, equations 1 to 5 and section 4.2.1 for the gate beta).
+
+    The gates of the words do not depend on the recurrence and are computed for all steps at once.
+    """
+
+    def __init__(self, config: RnnCaptionerConfig, region_size: int):
+        super().__init__()
+        self.cell = config.cell
+        hidden = config.hidden_size
+        multi_head = config.attention == "multi_head"
+        if config.attention == "additive":
+            self.alignment = AdditiveAlignment(hidden, config.attention_size)
+        else:
+            self.alignment = DotProductAlignment(
+                hidden,
+                config.attention_size,
+                num_heads=config.num_attention_heads if multi_head else 1,
+                scaled=config.attention != "dot",
+            )
+        # The output projection of multi-head attention would be followed by another linear map, so there is none.
+        context_size = config.attention_size if multi_head else region_size
+        self.context_gate = nn.Linear(hidden, 1)
+        self.context_mlp = None
+        if config.context_mlp:
+            self.context_mlp = nn.Sequential(nn.Linear(context_size, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.context_size = hidden if config.context_mlp else context_size
+        gates = _NUM_GATES[config.cell] * hidden
+        self.input_gates = nn.Linear(hidden, gates)
+        self.context_gates = nn.Linear(self.context_size, gates, bias=False)
+        self.state_gates = nn.Linear(hidden, gates)
+
+    def attend(self, state, keys, values) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, H) -> context (N, context_size), weights (N, heads, L)."""
+        weights = soft_selection(self.alignment(state, keys))  # (B, heads, k, L)
+        context = torch.sigmoid(self.context_gate(state)) * weighted_context(weights, values)
+        if self.context_mlp is not None:
+            context = self.context_mlp(context)
+        return context, weights.transpose(1, 2).flatten(0, 1)
+
+    def update(self, input_gates, state) -> tuple[torch.Tensor, ...]:
+        """Gates from the input (N, gates * H) and the last state -> the next state; the order of gates is torch's."""
+        if self.cell == "lstm":
+            hidden, memory = state
+            i, f, g, o = (input_gates + self.state_gates(hidden)).chunk(4, dim=-1)
+            memory = torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
+            return torch.sigmoid(o) * torch.tanh(memory), memory
+        (hidden,) = state
+        r, z, n = input_gates.chunk(3, dim=-1)
+        hidden_r, hidden_z, hidden_n = self.state_gates(hidden).chunk(3, dim=-1)
+        z = torch.sigmoid(z + hidden_z)
+        n = torch.tanh(n + torch.sigmoid(r + hidden_r) * hidden_n)
+        return (n + z * (hidden - n),)
+
+    def forward(self, embeddings, state, keys, values):
+        """
+        Args:
+            embeddings: (N, T, H).
+            state: tuple of (N, H).
+            keys, values: see [`RegionProjection`].
+
+        Returns:
+            outputs (N, T, H), contexts (N, T, context_size), weights (N, heads, T, L), last state.
+        """
+        outputs, contexts, weights = [], [], []
+        for input_gates in self.input_gates(embeddings).unbind(1):
+            context, step_weights = self.attend(state[0], keys, values)
+            state = self.update(input_gates + self.context_gates(context), state)
+            outputs.append(state[0])
+            contexts.append(context)
+            weights.append(step_weights)
+        return torch.stack(outputs, dim=1), torch.stack(contexts, dim=1), torch.stack(weights, dim=2), state
+
+
+class RnnCaptionerDecoder(nn.Module):
+    """The rows' side: word embeddings, the recurrent layers, the deep output layer."""
+
+    def __init__(self, config: RnnCaptionerConfig, region_size: int):
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.dropout)
+        attends = config.attention != "none"
+        self.attention_layer = AttentionRnnLayer(config, region_size) if attends else None
+        num_plain = config.num_layers - attends
+        rnn_class = nn.LSTM if config.cell == "lstm" else nn.GRU
+        self.layers = None
+        if num_plain:
+            dropout = config.dropout if num_plain > 1 else 0.0
+            self.layers = rnn_class(hidden, hidden, num_plain, dropout=dropout, batch_first=True)
+        if attends:
+            self.output_hidden = nn.Linear(hidden, hidden)
+            self.output_context = nn.Linear(self.attention_layer.context_size, hidden, bias=False)
+
+    def _run_layers(self, inputs, states):
+        """Layers that nothing on the image's side reaches, over all steps at once; `states` is a tuple per layer."""
+        if self.layers is None:
+            return inputs, []
+        stacked = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True)) if states else None
+        if stacked is not None and self.config.cell == "gru":
+            (stacked,) = stacked
+        outputs, stacked = self.layers(inputs, stacked)
+        stacked = (stacked,) if self.config.cell == "gru" else stacked
+        return outputs, list(zip(*(tensor.unbind(0) for tensor in stacked), strict=True))
+
+    def start(self, encoder_outputs, rows: int) -> list[tuple[torch.Tensor, ...]]:
+        """The state of every layer before the first word, one row per caption: a list of tuples of (N, H)."""
+        if self.attention_layer is not None:
+            initial = encoder_outputs.initial_state  # (B, layers, states, H)
+            states = [layer.unbind(1) for layer in initial.unbind(1)]
+        else:  # Vinyals et al. 2015, equation 10: the image is what the RNN reads first
+            _, states = self._run_layers(encoder_outputs.context[:, None], None)
+        return [tuple(tensor.repeat_interleave(rows, dim=0) for tensor in state) for state in states]
+
+    def forward(self, decoder_input_ids, encoder_outputs, states=None):
+        """
+        Args:
+            decoder_input_ids: (N, T).
+            encoder_outputs: [`RnnCaptionerEncoderOutput`] of B images.
+            states: list of one tuple of (N, H) per layer; from the image if `None`.
+
+        Returns:
+            hidden states for the output layer (N, T, H), weights (N, heads, T, L) or `None`, the last states, the
+            embeddings and the last layer's outputs.
+        """
+        rows = rows_per_image(decoder_input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0])
+        if states is None:
+            states = self.start(encoder_outputs, rows)
+        embeddings = self.embed_tokens(decoder_input_ids)
+        inputs = self.dropout(embeddings)
+        if self.attention_layer is None:
+            outputs, states = self._run_layers(inputs, states)
+            return self.dropout(outputs), None, states, (embeddings, outputs)
+        outputs, contexts, weights, first_state = self.attention_layer(
+            inputs, states[0], encoder_outputs.keys, encoder_outputs.values
+        )
+        if self.layers is not None:
+            outputs, states = self._run_layers(self.dropout(outputs), states[1:])
+        else:
+            states = []
+        # Xu et al. 2015, equation 7: the word is read from L_h h + L_z z + E y.
+        hidden = self.output_hidden(self.dropout(outputs)) + self.output_context(contexts) + inputs
+        return self.dropout(hidden), weights, [first_state, *states], (embeddings, outputs)
+
+
+class RnnCaptionerModel(RnnCaptionerPreTrainedModel):
+    """
+    Vision model, attention and RNN without a language model head.
+
+    Args:
+        config: [`RnnCaptionerConfig`].
+    """
+
+    def __init__(self, config: RnnCaptionerConfig):
+        super().__init__(config)
+        self.encoder = RnnCaptionerEncoder(config)
+        self.decoder = RnnCaptionerDecoder(config, self.encoder.vision_encoder.width)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.decoder.embed_tokens = value
+
+    def get_encoder(self, modality=None):
+        return self.encoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        encoder_outputs: RnnCaptionerEncoderOutput | None = None,
+        past_key_values: RecurrentCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """Arguments as in [`RnnCaptionerForConditionalGeneration`]; `last_hidden_state` is (N, T, H)."""
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(pixel_values=pixel_values, image_features=image_features)
+        if use_cache and past_key_values is None:
+            past_key_values = RecurrentCache(config.num_layers)
+        states = None
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            states = [layer.state for layer in past_key_values.layers]
+        hidden, weights, states, layer_outputs = self.decoder(decoder_input_ids, encoder_outputs, states)
+        if use_cache:
+            for layer, state in zip(past_key_values.layers, states, strict=True):
+                layer.update(state, decoder_input_ids.shape[1])
+        return Seq2SeqModelOutput(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values if use_cache else None,
+            decoder_hidden_states=layer_outputs if output_hidden_states else None,
+            cross_attentions=(weights,) if output_attentions and weights is not None else None,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+        )
+
+
+class RnnCaptionerForConditionalGeneration(
+    CaptionerForConditionalGeneration, RnnCaptionerPreTrainedModel, GenerationMixin
+):
+    """
+    The CNN-RNN captioner with its language model head; see [`CaptionerForConditionalGeneration.forward`].
+
+    Args:
+        config: [`RnnCaptionerConfig`].
+    """
+
+    model_class = RnnCaptionerModel
+
+    def generate(self, *args, **kwargs):
+        """As in transformers; without attention, `cross_attentions` is `None` rather than a tuple of `None`."""
+        outputs = super().generate(*args, **kwargs)
+        if self.config.attention == "none" and getattr(outputs, "cross_attentions", None) is not None:
+            outputs.cross_attentions = None
+        return outputs
+
+    def attention_penalty(self, cross_attentions, real: torch.BoolTensor) -> torch.Tensor | None:
+        """
+        lambda times the sum over captions and regions of (1 - sum over real steps of alpha)^2, alpha the mean over
+        heads (Xu et al. 2015, equation 14). Rows without a caption do not count.
+        """
+        if cross_attentions is None:
+            return None
+        weights = cross_attentions[0].mean(dim=1) * real[..., None]  # (N, T, L)
+        per_region = (1 - weights.sum(dim=1)) ** 2 * real.any(dim=-1, keepdim=True)
+        return self.config.doubly_stochastic_lambda * per_region.sum()
+
+
+RnnCaptionerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["RnnCaptionerForConditionalGeneration", "RnnCaptionerModel", "RnnCaptionerPreTrainedModel"]

@@ -1,0 +1,103 @@
+"""Images and text -> what a captioner's `forward` and `generate` take."""
+
+from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, Unpack
+
+_IGNORED = -100  # label of a position that counts for nothing
+
+
+class CaptionerProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+
+
+class CaptionerProcessor(ProcessorMixin):
+    """
+    An image processor and a tokenizer, saved together with a model.
+
+    Args:
+        image_processor: a [`CaptionerImageProcessor`] or another of transformers.
+        tokenizer: one that [`train_tokenizer`] made, or another whose calls append its end token.
+    """
+
+    valid_processor_kwargs = CaptionerProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self):
+        return ["pixel_values", "decoder_input_ids", "labels"]
+
+    def __call__(
+        self, images=None, text=None, text_target=None, **kwargs: Unpack[CaptionerProcessorKwargs]
+    ) -> BatchFeature:
+        """
+        Args:
+            images: an image or a list of B of them.
+            text: the beginning of the caption to continue, or a list of B; `""` for none. All must have the same
+                number of tokens.
+            text_target: captions to learn: one, a list (one per row), or a list of B lists, all captions of each
+                image.
+            **kwargs: settings of the image processor and the tokenizer, and `return_tensors`.
+
+        Returns:
+            `pixel_values` (B, 3, H, W); `decoder_input_ids` (B, t): start token and text, no end; `labels` (N, T), or
+            (B, k, T) from a list of lists: tokens and end, no start, -100 for padding.
+
+        Raises:
+            ValueError: if nothing is given, prompts differ in length, or an image has no caption.
+        """
+        if images is None and text is None and text_target is None:
+            raise ValueError("one of `images`, `text` and `text_target` must be given, got none")
+        merged = self._merge_kwargs(
+            CaptionerProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        text_kwargs = merged["text_kwargs"]
+        tensor_type = text_kwargs.pop("return_tensors", None) or merged["images_kwargs"].get("return_tensors")
+        data = {}
+        if images is not None:
+            data["pixel_values"] = self.image_processor(images, **merged["images_kwargs"])["pixel_values"]
+        if text is not None:
+            data["decoder_input_ids"] = self._prompts([text] if isinstance(text, str) else list(text))
+        if text_target is not None:
+            data["labels"] = self._labels(text_target, text_kwargs)
+        return BatchFeature(data, tensor_type=tensor_type)
+
+    def _prompts(self, texts: list[str]) -> list[list[int]]:
+        start = self.tokenizer.bos_token_id
+        ids = [[start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+        lengths = sorted({len(row) for row in ids})
+        if len(lengths) > 1:
+            raise ValueError(f"`text` must have as many tokens in every row of a batch, got lengths {lengths}")
+        return ids
+
+    def _labels(self, targets, text_kwargs) -> list:
+        if isinstance(targets, str):
+            targets = [targets]
+        grouped = len(targets) > 0 and not isinstance(targets[0], str)
+        if not grouped:
+            return self._rows(list(targets), text_kwargs)
+        for index, captions in enumerate(targets):
+            if isinstance(captions, str) or not len(captions):
+                raise ValueError(f"`text_target[{index}]` must be a list of at least one caption, got {captions!r}")
+        rows = self._rows([caption for captions in targets for caption in captions], text_kwargs)
+        most = max(len(captions) for captions in targets)
+        empty = [_IGNORED] * len(rows[0])
+        labels, start = [], 0
+        for captions in targets:
+            missing = most - len(captions)
+            labels.append(rows[start : start + len(captions)] + [list(empty) for _ in range(missing)])
+            start += len(captions)
+        return labels
+
+    def _rows(self, captions: list[str], text_kwargs) -> list[list[int]]:
+        encoded = self.tokenizer(captions, **text_kwargs)
+        return [
+            [token if real else _IGNORED for token, real in zip(ids, mask, strict=True)]
+            for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+        ]
+
+
+CaptionerProcessor.register_for_auto_class()
+
+__all__ = ["CaptionerProcessor"]

@@ -1,0 +1,169 @@
+"""Any transformers vision model as a source of regions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+_DEFAULT_IMAGE_SIZE = 224  # CNN configurations name no size; any works for the probe
+
+
+@dataclass(frozen=True)
+class VisionLayout:
+    """
+    What a vision model's output looks like; found once, by running the model without data.
+
+    Attributes:
+        width: channels of a region (D).
+        stride: image pixels (height, width) behind a token; `None` for feature maps, whose shape says it.
+        num_prefix_tokens: class, distillation and register tokens in front of the patches.
+        unused: names of parameters that the regions do not depend on (poolers, mask tokens).
+    """
+
+    width: int
+    stride: tuple[int, int] | None
+    num_prefix_tokens: int
+    unused: frozenset[str]
+
+
+def _pair(size) -> tuple[int, int]:
+    return tuple(size)[-2:] if isinstance(size, (tuple, list)) else (size, size)
+
+
+def _token_stride(config: PreTrainedConfig, model: nn.Module) -> tuple[int, int]:
+    patch = getattr(config, "patch_size", None)
+    if patch is None:
+        raise ValueError(
+            f"`vision_config` must be a model of feature maps or of patches with a `patch_size`, "
+            f"got model_type {config.model_type!r}"
+        )
+    # Hierarchical transformers (Swin) halve the grid between stages.
+    merges = len(config.depths) - 1 if hasattr(config, "depths") else 0
+    return tuple(side * 2**merges for side in _pair(patch))
+
+
+def probe_layout(config: PreTrainedConfig) -> VisionLayout:
+    """
+    Runs a vision model of this configuration forward and backward on the meta device: no memory, no arithmetic.
+
+    Transformers has no common name for the width of a vision model's output, nor for the parameters that its
+    `last_hidden_state` does not depend on, which would stop distributed training; shapes and autograd tell both.
+
+    Raises:
+        ValueError: if the model does not return feature maps or a grid of tokens.
+    """
+    height, width = _pair(getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        model = AutoModel.from_config(config).eval()
+        pixels = torch.empty(2, getattr(config, "num_channels", 3), height, width)
+        output = getattr(model(pixel_values=pixels), "last_hidden_state", None)
+        if output is None or output.ndim not in (3, 4):
+            raise ValueError(f"`vision_config` of type {config.model_type!r} gives no regions (`last_hidden_state`)")
+        # A weighted sum would need data; on meta only the graph matters.
+        output.sum().backward()
+    unused = frozenset(name for name, parameter in model.named_parameters() if parameter.grad is None)
+    if output.ndim == 4:
+        return VisionLayout(output.shape[1], None, 0, unused)
+    stride = _token_stride(config, model)
+    tokens = -(-height // stride[0]) * -(-width // stride[1])
+    prefix = output.shape[1] - tokens
+    if prefix < 0:
+        raise ValueError(
+            f"`vision_config` of type {config.model_type!r} gives {output.shape[1]} tokens for a "
+            f"{height} x {width} image, fewer than its grid of {tokens}"
+        )
+    return VisionLayout(output.shape[2], stride, prefix, unused)
+
+
+def load_vision_model(path_or_name: str, dtype: torch.dtype) -> nn.Module:
+    """
+    Loads pretrained vision weights; of a dual model (CLIP, SigLIP) the vision tower.
+
+    Args:
+        path_or_name: a local folder or a Hub repository.
+        dtype: the floating point type to load into, whatever the folder holds.
+    """
+    config = AutoConfig.from_pretrained(path_or_name)
+    if getattr(config, "vision_config", None) is not None:
+        with torch.device("meta"):
+            model_class = type(AutoModel.from_config(config.vision_config))
+        return model_class.from_pretrained(path_or_name, dtype=dtype)
+    return AutoModel.from_pretrained(path_or_name, dtype=dtype)
+
+
+class VisionEncoder(nn.Module):
+    """
+    Image -> regions. Feature maps and token sequences both become (B, L, D), row by row over the grid; class,
+    distillation and register tokens are dropped.
+
+    Args:
+        config: configuration of any transformers vision model.
+
+    Attributes:
+        width: channels of a region (D).
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        layout = probe_layout(config)
+        self.width = layout.width
+        self.num_channels = getattr(config, "num_channels", 3)
+        self._layout = layout
+        self.model = AutoModel.from_config(config)
+        self.set_trainable(True)
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Freezes or unfreezes the vision model; parameters that the regions do not depend on stay frozen."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trainable and name not in self._layout.unused)
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """A frozen vision model stays in evaluation mode, or its batch statistics would drift."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.model.parameters()))
+
+    def forward(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, tuple[int, int]]:
+        """
+        Args:
+            pixel_values: (B, C, H, W).
+
+        Returns:
+            regions (B, L, D) and their grid (h, w), L = h * w.
+
+        Raises:
+            ValueError: if the input is not a batch of images of the model's channels, or its tokens fill no grid.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"`pixel_values` must be (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
+            )
+        output = self.model(pixel_values=pixel_values).last_hidden_state
+        if output.ndim == 4:
+            return output.flatten(2).transpose(1, 2), tuple(output.shape[2:])
+        regions = output[:, self._layout.num_prefix_tokens :]
+        grid = tuple(-(-side // stride) for side, stride in zip(pixel_values.shape[2:], self._layout.stride, strict=True))
+        if grid[0] * grid[1] != regions.shape[1]:
+            raise ValueError(
+                f"`pixel_values` of size {tuple(pixel_values.shape[2:])} gives {regions.shape[1]} regions, "
+                f"which do not fill a grid of {grid}"
+            )
+        return regions, grid
+
+    def regions(
+        self, pixel_values: torch.FloatTensor | None = None, image_features: torch.FloatTensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Regions (B, L, D) from images, or the given ones.
+
+        Raises:
+            ValueError: if not exactly one is given, or the features are not (B, L, D).
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("exactly one of `pixel_values` and `image_features` must be given")
+        if image_features is None:
+            return self(pixel_values)[0]
+        if image_features.ndim != 3 or image_features.shape[-1] != self.width:
+            raise ValueError(
+                f"`image_features` must be (batch, regions, {self.width}), got {tuple(image_features.shape)}"
+            )
+        return image_features
