@@ -1,0 +1,192 @@
+"""CIDEr and CIDEr-D (Vedantam, Zitnick and Parikh 2015), fast enough to be a reward in training."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .ngrams import ORDERS, NgramCounts, count_ngrams, find, flatten_references, keys
+
+SIGMA = 6.0
+
+
+class DocumentFrequency:
+    """In how many images each n-gram occurs: what CIDEr weighs n-grams by.
+
+    Args:
+        ngrams: (K,) uint64, names of n-grams, ascending.
+        counts: (K,) number of images with that n-gram in at least one reference.
+        num_images: number of images counted.
+    """
+
+    def __init__(self, ngrams: np.ndarray, counts: np.ndarray, num_images: int):
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        if len(ngrams) != len(counts):
+            raise ValueError(f"counts must be as many as ngrams ({len(ngrams)}), got {len(counts)}")
+        self.ngrams, self.counts, self.num_images = ngrams, counts, num_images
+
+    @classmethod
+    def from_references(cls, references: Sequence[Sequence[Sequence[str]]]) -> "DocumentFrequency":
+        """Counts the tokenised references (images, captions, words)."""
+        captions, image = flatten_references(references)
+        return cls.from_counts(count_ngrams(captions), image, len(references))
+
+    @classmethod
+    def from_counts(cls, counts: NgramCounts, image: np.ndarray, num_images: int) -> "DocumentFrequency":
+        """As `from_references`, from counted n-grams; `image (R,)` is the image of each reference's row."""
+        _, once_per_image = np.unique(keys(counts.ngram, image[counts.row]), return_index=True)
+        ngrams, images = np.unique(counts.ngram[once_per_image], return_counts=True)
+        return cls(ngrams, images, num_images)
+
+    def inverse(self, ngrams: np.ndarray) -> np.ndarray:
+        """log(images / images with the n-gram) of each of `ngrams (E,)`; an n-gram never met counts as met once."""
+        hits, places = find(ngrams, self.ngrams)
+        counts = np.ones(len(ngrams))
+        counts[hits] = self.counts[places]
+        return np.log(self.num_images) - np.log(counts)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one .npz file with three arrays and nothing pickled."""
+        with open(path, "wb") as file:
+            np.savez(file, ngrams=self.ngrams, counts=self.counts, num_images=np.int64(self.num_images))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "DocumentFrequency":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file does not hold document frequencies.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            if not {"ngrams", "counts", "num_images"} <= set(file):
+                raise ValueError(f"path must be a file that DocumentFrequency.save wrote, got {os.fspath(path)!r}")
+            return cls(file["ngrams"], file["counts"], int(file["num_images"]))
+
+
+@dataclass(frozen=True)
+class CookedReferences:
+    """References with weights and norms computed, to be scored against again and again. B images, R captions with E
+    distinct n-grams; the captions of an image, and the n-grams of a caption, stand together."""
+
+    ngram: np.ndarray  # (E,) uint64
+    order: np.ndarray  # (E,) n - 1
+    weight: np.ndarray  # (E,) term frequency times inverse document frequency
+    ngrams_per_caption: np.ndarray  # (R,)
+    norm: np.ndarray  # (R, 4)
+    length: np.ndarray  # (R,)
+    captions_per_image: np.ndarray  # (B,)
+
+    def take(self, images: Sequence[int] | np.ndarray) -> "CookedReferences":
+        """The references of `images`, in that order; an image may come several times (one for each sample)."""
+        images = np.asarray(images, np.int64)
+        captions = _members(self.captions_per_image, images)
+        entries = _members(self.ngrams_per_caption, captions)
+        return CookedReferences(
+            self.ngram[entries],
+            self.order[entries],
+            self.weight[entries],
+            self.ngrams_per_caption[captions],
+            self.norm[captions],
+            self.length[captions],
+            self.captions_per_image[images],
+        )
+
+
+class Cider:
+    """Plain CIDEr (equations 1 to 3 of the paper): the mean over references, and over n = 1 to 4, of the cosine
+    between tf-idf vectors of n-grams. Times 10, as in the authors' code. Words are not stemmed, as in the COCO code.
+
+    Args:
+        document_frequency: of the corpus that the captions are judged by. From fewer than two images every weight
+            is log 1 = 0, and so is every score.
+    """
+
+    def __init__(self, document_frequency: DocumentFrequency):
+        self.document_frequency = document_frequency
+
+    def cook(self, references: Sequence[Sequence[Sequence[str]]]) -> CookedReferences:
+        """Prepares tokenised references (images, captions, words) for `score`."""
+        captions, _ = flatten_references(references)
+        return self.cook_counts(count_ngrams(captions), np.array([len(captions) for captions in references], np.int64))
+
+    def cook_counts(self, counts: NgramCounts, captions_per_image: np.ndarray) -> CookedReferences:
+        """As `cook`, from counted n-grams."""
+        weight, norm = self._weigh(counts)
+        by_caption = np.argsort(counts.row, kind="stable")
+        return CookedReferences(
+            counts.ngram[by_caption],
+            counts.order[by_caption],
+            weight[by_caption],
+            np.bincount(counts.row, minlength=len(counts.length)),
+            norm,
+            counts.length,
+            captions_per_image,
+        )
+
+    def score(self, candidates: Sequence[Sequence[str]], references: CookedReferences) -> np.ndarray:
+        """Scores (B,) of one candidate, a list of words, for each image of `references`.
+
+        Raises:
+            ValueError: there are more or fewer candidates than images.
+        """
+        return self.score_counts(count_ngrams(candidates), references)
+
+    def score_counts(self, candidates: NgramCounts, references: CookedReferences) -> np.ndarray:
+        """As `score`, from counted n-grams."""
+        images = len(references.captions_per_image)
+        if len(candidates.length) != images:
+            raise ValueError(f"candidates must be one for each of the {images} images, got {len(candidates.length)}")
+        weight, norm = self._weigh(candidates)
+        captions = len(references.length)
+        image = np.repeat(np.arange(images), references.captions_per_image)  # (R,)
+        caption = np.repeat(np.arange(captions), references.ngrams_per_caption)  # (E,)
+
+        hits, places = find(keys(references.ngram, image[caption]), candidates.key)
+        products = self._product(weight[places], references.weight[hits])
+        cell = caption[hits] * ORDERS + references.order[hits]
+        dot = np.bincount(cell, products, captions * ORDERS).reshape(captions, ORDERS)
+        norms = norm[image] * references.norm
+        # a caption shorter than n words has no n-gram and a norm of 0: no similarity, not 0 / 0
+        cosine = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+        similarity = cosine.mean(axis=1) * self._length_penalty(candidates.length[image], references.length)
+        return 10 * np.bincount(image, similarity, images) / references.captions_per_image
+
+    def _weigh(self, counts: NgramCounts) -> tuple[np.ndarray, np.ndarray]:
+        """The tf-idf weight (E,) of each entry and the vectors' norms (R, 4)."""
+        weight = counts.count * self.document_frequency.inverse(counts.ngram)
+        return weight, np.sqrt(counts.sum_by_row_and_order(weight**2))
+
+    def _product(self, candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return candidate * reference
+
+    def _length_penalty(self, candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return np.ones(len(reference))
+
+
+class CiderD(Cider):
+    """CIDEr-D (equation 4 of the paper, sigma = 6), which the COCO evaluation prints as "CIDEr": repeating a word
+    gains nothing (clipping), and lengths unlike the reference's are penalised by a Gaussian.
+
+    In a training loop:
+
+        cider_d = CiderD(DocumentFrequency.from_references(references))
+        cooked = cider_d.cook(references)                   # once
+        rewards = cider_d.score(samples, cooked.take(images))  # images (N,): the image of each sample
+    """
+
+    def _product(self, candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return np.minimum(candidate, reference) * reference
+
+    def _length_penalty(self, candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        # COCO's code takes the number of bigrams for the length: it tells an empty caption from one word no more
+        difference = np.maximum(candidate, 1) - np.maximum(reference, 1)
+        return np.exp(-(difference**2) / (2 * SIGMA**2))
+
+
+def _members(sizes: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Positions of the members of `groups`, where group g has `sizes[g]` members and they stand one after another."""
+    chosen = sizes[groups]
+    starts = (np.cumsum(sizes) - sizes)[groups]
+    return np.repeat(starts - (np.cumsum(chosen) - chosen), chosen) + np.arange(chosen.sum())
