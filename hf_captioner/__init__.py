@@ -1,16 +1,30 @@
 """The classic image captioners as Hugging Face models."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_rnn_captioner import RnnCaptionerConfig
+from .image_processing_captioner import CaptionerImageProcessor
 from .modeling_rnn_captioner import RnnCaptionerForConditionalGeneration, RnnCaptionerModel
+from .processing_captioner import CaptionerProcessor
+from .tokenization_captioner import train_tokenizer
 
-AutoConfig.register("rnn_captioner", RnnCaptionerConfig)
-AutoModel.register(RnnCaptionerConfig, RnnCaptionerForConditionalGeneration)
-AutoModelForImageTextToText.register(RnnCaptionerConfig, RnnCaptionerForConditionalGeneration)
+for _config, _model in ((RnnCaptionerConfig, RnnCaptionerForConditionalGeneration),):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoModelForImageTextToText.register(_config, _model)
+    # One class for both backends: it chooses its base at import.
+    AutoImageProcessor.register(
+        _config,
+        slow_image_processor_class=CaptionerImageProcessor,
+        fast_image_processor_class=CaptionerImageProcessor,
+    )
+    AutoProcessor.register(_config, CaptionerProcessor)
 
 __all__ = [
+    "CaptionerImageProcessor",
+    "CaptionerProcessor",
     "RnnCaptionerConfig",
     "RnnCaptionerForConditionalGeneration",
     "RnnCaptionerModel",
+    "train_tokenizer",
 ]

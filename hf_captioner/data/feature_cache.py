@@ -1,0 +1,99 @@
+"""What a frozen vision model sees in every image, computed once and kept on disk."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+
+class FeatureDataset(Dataset):
+    """
+    Rows whose image is replaced by its features, read from the file when asked for.
+
+    Args:
+        rows: a data set with `captions`, and perhaps other columns, as long as the file.
+        path: a file that [`cache_features`] wrote.
+    """
+
+    def __init__(self, rows, path: str | Path):
+        self.rows = rows.remove_columns("image") if "image" in rows.column_names else rows
+        self.path = str(path)
+        self._features = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        if self._features is None:  # opened by each worker process for itself
+            self._features = safe_open(self.path, framework="pt").get_slice("features")
+        return {**self.rows[index], "image_features": self._features[index]}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_features": None}
+
+
+def _fingerprint(dataset, vision_encoder, image_processor) -> str:
+    """Changes with the weights, the preprocessing and the images."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vision_encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    digest.update(json.dumps(image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(dataset.select_columns(["image"])._fingerprint.encode())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def cache_features(
+    dataset, vision_encoder, image_processor, folder: str | Path, batch_size: int = 32, num_workers: int = 0
+) -> FeatureDataset:
+    """
+    Runs the vision model over every image, unless a file in the folder already holds the result for the same weights,
+    preprocessing and images.
+
+    Args:
+        dataset: a data set with an `image` column.
+        vision_encoder: a captioner's [`VisionEncoder`]; it is run in evaluation mode, on its own device.
+        image_processor: what makes its `pixel_values`.
+        folder: where the file goes: images * regions * channels * bytes of a number.
+        batch_size: images at once.
+        num_workers: processes that read images.
+
+    Returns:
+        [`FeatureDataset`] with `image_features` (L, D) instead of `image`.
+    """
+    folder = Path(folder)
+    path = folder / f"features-{_fingerprint(dataset, vision_encoder, image_processor)}.safetensors"
+    if path.exists():
+        return FeatureDataset(dataset, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(vision_encoder.parameters()).device
+    was_training = vision_encoder.training
+    vision_encoder.eval()
+
+    def collate(rows):
+        return image_processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+
+    loader = DataLoader(
+        dataset.select_columns(["image"]), batch_size=batch_size, num_workers=num_workers, collate_fn=collate
+    )
+    features, start = None, 0
+    with tqdm(total=len(dataset), desc="caching features", unit="image") as progress:
+        for pixels in loader:
+            regions = vision_encoder(pixels.to(device))[0].cpu()
+            if features is None:
+                features = regions.new_empty(len(dataset), *regions.shape[1:])
+            features[start : start + len(regions)] = regions
+            start += len(regions)
+            progress.update(len(regions))
+    vision_encoder.train(was_training)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({"features": features}, unfinished)
+    unfinished.replace(path)
+    return FeatureDataset(dataset, path)

@@ -1,0 +1,95 @@
+"""transformers' Trainer for captioners: one image, several captions."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from transformers import EvalPrediction, Seq2SeqTrainer
+
+from .metrics import CaptionMetrics
+
+
+class CaptioningTrainer(Seq2SeqTrainer):
+    """
+    A `Seq2SeqTrainer` whose batches have the image in dimension 0 and `labels` (B, k, T), as [`CaptionCollator`] makes
+    them. In evaluation it encodes each image once, for the loss and for one generated caption, and returns the batch's
+    `index` as label ids: the metric looks up the reference texts and drops images that a distributed sampler repeated.
+
+    Args:
+        vision_learning_rate: learning rate of the vision model's parameters; that of the others by default.
+        *args, **kwargs: as for `Seq2SeqTrainer`.
+
+    Raises:
+        ValueError: if `args.label_smoothing_factor` is set, which would take the labels away from the model.
+    """
+
+    def __init__(self, *args, vision_learning_rate: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in its "
+                f"configuration instead; got {self.args.label_smoothing_factor}"
+            )
+        self.vision_learning_rate = vision_learning_rate
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        first = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if first and self.vision_learning_rate is not None:
+            vision = {id(parameter) for parameter in self.model.vision_encoder.parameters()}
+            for group in list(optimizer.param_groups):
+                inside = [parameter for parameter in group["params"] if id(parameter) in vision]
+                if inside:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in vision]
+                    optimizer.add_param_group({**group, "params": inside, "lr": self.vision_learning_rate})
+        return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "index"}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        """
+        Returns:
+            loss, generated ids (B, tokens) unless `prediction_loss_only`, and the batch's `index` (B,).
+        """
+        inputs = self._prepare_inputs(inputs)
+        index, labels = inputs.get("index"), inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            encoder_outputs = self.model.get_encoder()(
+                pixel_values=inputs.get("pixel_values"), image_features=inputs.get("image_features")
+            )
+            loss = None if labels is None else self.model(encoder_outputs=encoder_outputs, labels=labels).loss.detach()
+            if prediction_loss_only or not self.args.predict_with_generate:
+                return loss, None, None
+            tokens = self.model.generate(encoder_outputs=encoder_outputs, **(gen_kwargs or self._gen_kwargs))
+        return loss, tokens, index
+
+
+def decode_captions(tokenizer, tokens: np.ndarray | torch.Tensor) -> list[str]:
+    """Generated ids (N, T), -100 or padding at the end, -> texts without special tokens."""
+    tokens = np.where(np.asarray(tokens) < 0, tokenizer.pad_token_id, np.asarray(tokens))
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def caption_metrics(tokenizer, references: Sequence[Sequence[str]]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    The Trainer's `compute_metrics` for captions.
+
+    Args:
+        tokenizer: decodes what was generated.
+        references: the captions of each image; the `index` of an evaluation row points into it.
+
+    Returns:
+        a function from an `EvalPrediction`, whose `label_ids` are indices, to the scores of [`CaptionMetrics`].
+    """
+    metric = CaptionMetrics()
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        indices, first = np.unique(prediction.label_ids, return_index=True)
+        return metric.compute(
+            predictions=decode_captions(tokenizer, prediction.predictions[first]),
+            references=[references[index] for index in indices],
+        )
+
+    return compute
