@@ -56,10 +56,14 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         vision_model = load_vision_model(path_or_name, dtype)
         config = copy.deepcopy(config)
         config.vision_config = copy.deepcopy(vision_model.config)
-        config.vision_config.dtype = None
         model = cls._from_config(config, dtype=dtype)
         model.vision_encoder.model.load_state_dict(vision_model.state_dict())
         return model
+
+
+def _at_least_single(logits: torch.Tensor) -> torch.Tensor:
+    """Half precision is too coarse for a sum of log-likelihoods."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixin):
@@ -185,13 +189,16 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             logits = real_logits.new_zeros(*labels.shape, self.config.vocab_size)
             logits[real] = real_logits.detach()
             loss = F.cross_entropy(
-                real_logits.float(), labels[real], reduction="sum", label_smoothing=self.config.label_smoothing
+                _at_least_single(real_logits),
+                labels[real],
+                reduction="sum",
+                label_smoothing=self.config.label_smoothing,
             )
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
             if labels is not None:
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+                loss = F.cross_entropy(_at_least_single(logits).flatten(0, 1), labels.flatten(), reduction="sum")
         if loss is not None:
             penalty = self.attention_penalty(outputs.cross_attentions, labels != -100) if penalised else None
             count = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch

@@ -33,14 +33,14 @@ class RnnCaptionerEncoderOutput(BaseModelOutput):
 
     Args:
         last_hidden_state: the vision model's regions (B, L, D).
-        keys: (B, heads, L, A / heads), with attention.
-        values: (B, heads, L, d), with attention.
+        projected_keys: (B, heads, L, A / heads), with attention.
+        projected_values: (B, heads, L, d), with attention.
         initial_state: (B, num_layers, states, H), with attention; states is 2 for an LSTM, 1 for a GRU.
         context: (B, H), without attention.
     """
 
-    keys: torch.FloatTensor | None = None
-    values: torch.FloatTensor | None = None
+    projected_keys: torch.FloatTensor | None = None
+    projected_values: torch.FloatTensor | None = None
     initial_state: torch.FloatTensor | None = None
     context: torch.FloatTensor | None = None
 
@@ -124,8 +124,8 @@ class RnnCaptionerEncoder(nn.Module):
             state = torch.tanh(self.initial_state(mean))
             output = RnnCaptionerEncoderOutput(
                 last_hidden_state=regions,
-                keys=keys,
-                values=values,
+                projected_keys=keys,
+                projected_values=values,
                 initial_state=state.unflatten(-1, (self.config.num_layers, -1, self.config.hidden_size)),
             )
         return output if return_dict or return_dict is None else output.to_tuple()
@@ -268,7 +268,7 @@ class RnnCaptionerDecoder(nn.Module):
             outputs, states = self._run_layers(inputs, states)
             return self.dropout(outputs), None, states, (embeddings, outputs)
         outputs, contexts, weights, first_state = self.attention_layer(
-            inputs, states[0], encoder_outputs.keys, encoder_outputs.values
+            inputs, states[0], encoder_outputs.projected_keys, encoder_outputs.projected_values
         )
         if self.layers is not None:
             outputs, states = self._run_layers(self.dropout(outputs), states[1:])

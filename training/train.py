@@ -90,6 +90,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Seq
             json.dumps(item) if isinstance(item, dict) else str(item)
             for item in (value if isinstance(value, list) else [value])
         ]
+    if not torch.accelerator.is_available():  # else `bf16` is refused, which CPUs can do
+        arguments += ["--use_cpu", "true"]
     parser = HfArgumentParser((ModelArguments, DataArguments, Seq2SeqTrainingArguments))
     return parser.parse_args_into_dataclasses(arguments + rest)
 

@@ -85,7 +85,7 @@ class ShapeObject:
 
 def _place(rng: random.Random) -> tuple[list[ShapeObject], bool]:
     """One to three shapes in a row or a column, first one leftmost or topmost, and whether it is a column."""
-    count = rng.choice((1, 2, 2, 2, 3, 3))
+    count = rng.choice((1, 2, 3))
     vertical = rng.random() < 0.5
     slot = IMAGE_SIZE // count
     objects = []

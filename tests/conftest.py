@@ -1,0 +1,76 @@
+"""Tiny captioners with random, asymmetric weights."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ResNetConfig
+
+from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+
+DATA = Path(os.environ.get("HF_CAPTIONER_DATA", Path(__file__).parents[2] / "shared" / "data"))
+ATTENTIONS = ("none", "additive", "dot", "scaled_dot", "multi_head")
+VOCAB = 40
+IMAGE = 32
+
+
+def tiny_vision() -> ResNetConfig:
+    """Feature maps of 4 x 4 regions of 12 channels from 32 x 32 pixels."""
+    return ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+
+
+def tiny_config(**changes) -> RnnCaptionerConfig:
+    settings = dict(
+        vision_config=tiny_vision(), vocab_size=VOCAB, hidden_size=16, attention_size=8, num_attention_heads=2, dropout=0.0
+    )
+    return RnnCaptionerConfig(**{**settings, **changes})
+
+
+def randomise(model, scale: float = 0.5, seed: int = 0):
+    """Weights far from their initial values, so that logits, attention and every bias matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "vision_encoder" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)  # in the default type
+    return model.eval()
+
+
+def tiny_model(seed: int = 0, **changes) -> RnnCaptionerForConditionalGeneration:
+    torch.manual_seed(seed)
+    return randomise(RnnCaptionerForConditionalGeneration(tiny_config(**changes)), seed=seed)
+
+
+def random_images(batch: int = 3, size: int = IMAGE, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(torch.get_default_dtype())
+
+
+def random_labels(batch: int = 3, rows: int = 2, length: int = 6, seed: int = 2) -> torch.Tensor:
+    """Captions of different lengths; the last row of the first image is empty when there are several."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, VOCAB, (batch, rows, length), generator=generator)
+    for image in range(batch):
+        for row in range(rows):
+            end = int(torch.randint(2, length, (1,), generator=generator))
+            labels[image, row, end] = 3
+            labels[image, row, end + 1 :] = -100
+    if rows > 1:
+        labels[0, -1] = -100
+    return labels
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """Photographs and pretrained vision weights, where a machine has them."""
+    if not DATA.is_dir():
+        pytest.skip(f"no photographs at {DATA}; set HF_CAPTIONER_DATA")
+    return DATA
+
+
+@pytest.fixture
+def double():
+    """Double precision, so that an equation written twice gives the same number and not only a similar one."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,0 +1,127 @@
+"""The image's side exists once per image: k rows give what repeated images give, and nothing is stored per row."""
+
+import copy
+
+import pytest
+import torch
+from conftest import ATTENTIONS, random_images, random_labels, tiny_model
+
+pytestmark = pytest.mark.usefixtures("double")
+
+ROWS = (1, 3, 5)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_loss_and_gradients_equal_repetition(attention, rows):
+    shared = tiny_model(attention=attention, context_mlp=attention == "dot")
+    repeated = copy.deepcopy(shared)
+    images, labels = random_images(), random_labels(rows=rows)
+    loss = shared(pixel_values=images, labels=labels).loss
+    slow = repeated(pixel_values=images.repeat_interleave(rows, 0), labels=labels.flatten(0, 1)).loss
+    torch.testing.assert_close(loss, slow)
+    loss.backward()
+    slow.backward()
+    for (name, mine), theirs in zip(shared.named_parameters(), repeated.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(shared(pixel_values=images, labels=labels.flatten(0, 1)).loss, loss)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_beams_and_samples_equal_repetition(attention, rows):
+    model = tiny_model(attention=attention)
+    images = random_images()
+    repeated = images.repeat_interleave(rows, 0)
+    if rows > 1:
+        # k returned beams of an image are the k best of the same search on each of its copies
+        found = model.generate(images, num_beams=rows, num_return_sequences=rows, max_new_tokens=6)
+        slow = model.generate(repeated, num_beams=rows, num_return_sequences=rows, max_new_tokens=6)
+        slow = slow.unflatten(0, (3, rows, rows))[:, -1].flatten(0, 1)
+        assert torch.equal(found, slow)
+    torch.manual_seed(0)
+    found = model.generate(images, do_sample=True, num_return_sequences=rows, max_new_tokens=6)
+    torch.manual_seed(0)
+    assert torch.equal(found, model.generate(repeated, do_sample=True, max_new_tokens=6))
+
+
+class Spy:
+    """Counts the vision model's images and keeps the shapes of all that the decoder is given and returns."""
+
+    def __init__(self, model):
+        self.images, self.stored = [], []
+        model.vision_encoder.model.register_forward_pre_hook(self._see, with_kwargs=True)
+        model.model.decoder.register_forward_hook(self._keep)
+
+    def _see(self, module, args, kwargs):
+        self.images.append(kwargs["pixel_values"].shape[0])
+
+    def _keep(self, module, args, output):
+        self.stored += [tensor for tensor in _tensors((args, output[2]))]
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_encoder_runs_once_per_image(attention):
+    model = tiny_model(attention=attention)
+    spy = Spy(model)
+    model(pixel_values=random_images(), labels=random_labels(rows=5))
+    assert spy.images == [3]
+    model.generate(random_images(2), num_beams=5, num_return_sequences=4, max_new_tokens=4)
+    assert spy.images == [3, 2]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_nothing_with_regions_is_stored_per_row_during_beam_search(attention):
+    model = tiny_model(attention=attention)
+    spy = Spy(model)
+    # 16 regions; neither rows (10), beams, width (16 -> use 15 regions) nor steps look like it
+    features = torch.randn(2, 15, 12)
+    encoder_outputs = model.get_encoder()(image_features=features)
+    addresses = {tensor.data_ptr() for tensor in _tensors(dict(encoder_outputs)) if 15 in tensor.shape}
+    outputs = model.generate(
+        encoder_outputs=encoder_outputs, num_beams=5, max_new_tokens=5, return_dict_in_generate=True
+    )
+    with_regions = [tensor for tensor in spy.stored if 15 in tensor.shape]
+    assert with_regions and all(tensor.shape[0] == 2 for tensor in with_regions)
+    assert {tensor.data_ptr() for tensor in with_regions} <= addresses  # used in place, not copied
+    per_row = [tensor for tensor in spy.stored if tensor.shape[0] == 10]
+    assert per_row and not any(15 in tensor.shape for tensor in per_row)
+    for layer in outputs.past_key_values.layers:
+        assert all(15 not in tensor.shape for tensor in layer.state)
+
+
+def test_encoder_outputs_of_the_caller_are_left_alone():
+    model = tiny_model()
+    encoder_outputs = model.get_encoder()(random_images())
+    before = {name: tensor.clone() for name, tensor in encoder_outputs.items()}
+    first = model.generate(encoder_outputs=encoder_outputs, num_beams=4, max_new_tokens=4)
+    assert all(torch.equal(encoder_outputs[name], tensor) for name, tensor in before.items())
+    assert torch.equal(model.generate(encoder_outputs=encoder_outputs, num_beams=4, max_new_tokens=4), first)
+
+
+def test_additive_scores_in_chunks_equal_all_at_once():
+    model = tiny_model(attention="additive")
+    alignment = model.model.decoder.attention_layer.alignment
+    keys, state = torch.randn(3, 1, 16, 8), torch.randn(15, 16)
+    whole = alignment(state, keys)
+    with torch.no_grad():
+        torch.testing.assert_close(alignment(state, keys), whole)
+
+
+def test_gradients_reach_what_lies_behind_image_features():
+    model = tiny_model(attention="multi_head")
+    features = torch.randn(3, 16, 12, requires_grad=True)
+    model(image_features=features, labels=random_labels()).loss.backward()
+    assert features.grad.abs().sum() > 0
+    assert model.model.encoder.region_projection.key.weight.grad.abs().sum() > 0
