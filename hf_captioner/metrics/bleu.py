@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from .ngrams import ORDERS, NgramCounts, count_ngrams, find, flatten_references, keys
+from .ngrams import ORDERS, NgramCounts, count_ngrams, flatten_references
 from .scores import Scores
 
 # COCO's guards against 0 / 0; scores equal to its own need the same ones. An image without a single matching
@@ -30,9 +30,9 @@ def bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
 def bleu_from_counts(candidates: NgramCounts, references: NgramCounts, image: np.ndarray) -> list[Scores]:
     """As `bleu`, from counted n-grams; `image (R,)` is the candidate's row for each reference's row, ascending."""
     # a word counts as often as the reference that has it most often (clipping)
-    hits, places = find(keys(references.ngram, image[references.row]), candidates.key)
+    found, entries = candidates.find(references.ngram, image[references.row])
     most = np.zeros_like(candidates.count)
-    np.maximum.at(most, places, references.count[hits])
+    np.maximum.at(most, entries, references.count[found])
     matched = candidates.sum_by_row_and_order(np.minimum(candidates.count, most))
     possible = np.maximum(candidates.length[:, None] - np.arange(ORDERS), 0)
 

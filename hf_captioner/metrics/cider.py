@@ -3,10 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from .ngrams import ORDERS, NgramCounts, count_ngrams, find, flatten_references, keys
+from .ngrams import ORDERS, NgramCounts, count_by_ngram, count_ngrams, find_ascending, flatten_references
 
 SIGMA = 6.0
 
@@ -36,15 +37,14 @@ class DocumentFrequency:
     @classmethod
     def from_counts(cls, counts: NgramCounts, image: np.ndarray, num_images: int) -> "DocumentFrequency":
         """As `from_references`, from counted n-grams; `image (R,)` is the image of each reference's row."""
-        _, once_per_image = np.unique(keys(counts.ngram, image[counts.row]), return_index=True)
-        ngrams, images = np.unique(counts.ngram[once_per_image], return_counts=True)
+        ngrams, images = count_by_ngram(counts, image)
         return cls(ngrams, images, num_images)
 
     def inverse(self, ngrams: np.ndarray) -> np.ndarray:
         """log(images / images with the n-gram) of each of `ngrams (E,)`; an n-gram never met counts as met once."""
-        hits, places = find(ngrams, self.ngrams)
+        found, places = find_ascending(ngrams, self.ngrams)
         counts = np.ones(len(ngrams))
-        counts[hits] = self.counts[places]
+        counts[found] = self.counts[places]
         return np.log(self.num_images) - np.log(counts)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -67,31 +67,40 @@ class DocumentFrequency:
 
 @dataclass(frozen=True)
 class CookedReferences:
-    """References with weights and norms computed, to be scored against again and again. B images, R captions with E
-    distinct n-grams; the captions of an image, and the n-grams of a caption, stand together."""
+    """References with weights and norms computed, to be scored against again and again: R captions of B images, with E
+    distinct n-grams of captions."""
 
     ngram: np.ndarray  # (E,) uint64
     order: np.ndarray  # (E,) n - 1
     weight: np.ndarray  # (E,) term frequency times inverse document frequency
-    ngrams_per_caption: np.ndarray  # (R,)
+    caption: np.ndarray  # (E,) the caption it belongs to
     norm: np.ndarray  # (R, 4)
     length: np.ndarray  # (R,)
-    captions_per_image: np.ndarray  # (B,)
+    captions_per_image: np.ndarray  # (B,); the captions of an image stand together
 
     def take(self, images: Sequence[int] | np.ndarray) -> "CookedReferences":
         """The references of `images`, in that order; an image may come several times (one for each sample)."""
         images = np.asarray(images, np.int64)
-        captions = _members(self.captions_per_image, images)
-        entries = _members(self.ngrams_per_caption, captions)
+        captions, _ = _members(self.captions_per_image, images)
+        places, caption = _members(self._entries_per_caption, captions)
+        entries = self._by_caption[places]
         return CookedReferences(
             self.ngram[entries],
             self.order[entries],
             self.weight[entries],
-            self.ngrams_per_caption[captions],
+            caption,
             self.norm[captions],
             self.length[captions],
             self.captions_per_image[images],
         )
+
+    @cached_property
+    def _entries_per_caption(self) -> np.ndarray:
+        return np.bincount(self.caption, minlength=len(self.length))
+
+    @cached_property
+    def _by_caption(self) -> np.ndarray:
+        return np.argsort(self.caption, kind="stable")
 
 
 class Cider:
@@ -99,30 +108,30 @@ class Cider:
     between tf-idf vectors of n-grams. Times 10, as in the authors' code. Words are not stemmed, as in the COCO code.
 
     Args:
-        document_frequency: of the corpus that the captions are judged by. From fewer than two images every weight
-            is log 1 = 0, and so is every score.
+        document_frequency: of the corpus that the captions are judged by. From a single image every weight is
+            log 1 = 0, and so is every score.
     """
 
     def __init__(self, document_frequency: DocumentFrequency):
         self.document_frequency = document_frequency
 
     def cook(self, references: Sequence[Sequence[Sequence[str]]]) -> CookedReferences:
-        """Prepares tokenised references (images, captions, words) for `score`."""
-        captions, _ = flatten_references(references)
-        return self.cook_counts(count_ngrams(captions), np.array([len(captions) for captions in references], np.int64))
+        """Prepares tokenised references (images, captions, words) for `score`.
+
+        Raises:
+            ValueError: an image has no reference.
+        """
+        for image, captions in enumerate(references):
+            if len(captions) == 0:
+                raise ValueError(f"references[{image}] must hold at least one caption, got none")
+        captions, image = flatten_references(references)
+        return self.cook_counts(count_ngrams(captions), np.bincount(image))
 
     def cook_counts(self, counts: NgramCounts, captions_per_image: np.ndarray) -> CookedReferences:
         """As `cook`, from counted n-grams."""
         weight, norm = self._weigh(counts)
-        by_caption = np.argsort(counts.row, kind="stable")
         return CookedReferences(
-            counts.ngram[by_caption],
-            counts.order[by_caption],
-            weight[by_caption],
-            np.bincount(counts.row, minlength=len(counts.length)),
-            norm,
-            counts.length,
-            captions_per_image,
+            counts.ngram, counts.order, weight, counts.row, norm, counts.length, captions_per_image
         )
 
     def score(self, candidates: Sequence[Sequence[str]], references: CookedReferences) -> np.ndarray:
@@ -135,17 +144,15 @@ class Cider:
 
     def score_counts(self, candidates: NgramCounts, references: CookedReferences) -> np.ndarray:
         """As `score`, from counted n-grams."""
-        images = len(references.captions_per_image)
+        images, captions = len(references.captions_per_image), len(references.length)
         if len(candidates.length) != images:
             raise ValueError(f"candidates must be one for each of the {images} images, got {len(candidates.length)}")
         weight, norm = self._weigh(candidates)
-        captions = len(references.length)
         image = np.repeat(np.arange(images), references.captions_per_image)  # (R,)
-        caption = np.repeat(np.arange(captions), references.ngrams_per_caption)  # (E,)
 
-        hits, places = find(keys(references.ngram, image[caption]), candidates.key)
-        products = self._product(weight[places], references.weight[hits])
-        cell = caption[hits] * ORDERS + references.order[hits]
+        found, entries = candidates.find(references.ngram, image[references.caption])
+        products = self._product(weight[entries], references.weight[found])
+        cell = references.caption[found] * ORDERS + references.order[found]
         dot = np.bincount(cell, products, captions * ORDERS).reshape(captions, ORDERS)
         norms = norm[image] * references.norm
         # a caption shorter than n words has no n-gram and a norm of 0: no similarity, not 0 / 0
@@ -185,8 +192,10 @@ class CiderD(Cider):
         return np.exp(-(difference**2) / (2 * SIGMA**2))
 
 
-def _members(sizes: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Positions of the members of `groups`, where group g has `sizes[g]` members and they stand one after another."""
+def _members(sizes: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Group g has `sizes[g]` members, which stand one after another. The positions of the members of `groups`, and for
+    each the place of its group in `groups`."""
     chosen = sizes[groups]
     starts = (np.cumsum(sizes) - sizes)[groups]
-    return np.repeat(starts - (np.cumsum(chosen) - chosen), chosen) + np.arange(chosen.sum())
+    group = np.repeat(np.arange(len(groups)), chosen)
+    return np.arange(len(group)) + (starts - np.cumsum(chosen) + chosen)[group], group

@@ -11,17 +11,15 @@ import numpy as np
 ORDERS = 4
 # An n-gram is named by a 64-bit polynomial hash of its words' hashes, so it has the same name in every caption,
 # process and file without a table of all n-grams. Among COCO's four million n-grams the chance of a single collision
-# is below one in a million. Both multipliers are odd, hence invertible modulo 2^64.
-_WORD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C13)
-_ROW_MULTIPLIER = np.uint64(0xD1B54A32D192ED03)
+# is below one in a million. The multiplier is odd, hence invertible modulo 2^64.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C13)
 
 
 @dataclass(frozen=True)
 class NgramCounts:
-    """The distinct n-grams of each row, in ascending order of `key`. A row is a caption; E entries, R rows."""
+    """The distinct n-grams of each of R rows (a row is a caption), E entries in ascending order of n-gram and row."""
 
-    key: np.ndarray  # (E,) uint64, the n-gram within its row: see `keys`
-    ngram: np.ndarray  # (E,) uint64, the n-gram's name
+    ngram: np.ndarray  # (E,) uint64
     row: np.ndarray  # (E,)
     order: np.ndarray  # (E,) n - 1
     count: np.ndarray  # (E,) how often the row has this n-gram
@@ -32,15 +30,20 @@ class NgramCounts:
         rows = len(self.length)
         return np.bincount(self.row * ORDERS + self.order, values, rows * ORDERS).reshape(rows, ORDERS)
 
+    def find(self, ngram: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Looks for pairs `ngram (W,)`, `row (W,)`: `found`, the positions in W of the pairs that are there at all, and
+        `entries`, the entries that they are."""
+        starts = np.flatnonzero(_changes(self.ngram))
+        found, place = find_ascending(ngram, self.ngram[starts])
+        rows = len(self.length)
+        rank = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(self.ngram)))
+        again, entries = find_ascending(place * rows + row[found], rank * rows + self.row)
+        return found[again], entries
+
 
 @lru_cache(maxsize=1 << 17)
 def _word_hash(word: str) -> int:
     return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def keys(ngram: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """One uint64 for the pair (n-gram, row), the same wherever the pair is met."""
-    return ngram + row.astype(np.uint64) * _ROW_MULTIPLIER
 
 
 def count_ngrams(captions: Sequence[Sequence[str]]) -> NgramCounts:
@@ -55,30 +58,42 @@ def count_ngrams(captions: Sequence[Sequence[str]]) -> NgramCounts:
     ngram = words
     for order in range(ORDERS):
         if order:
-            ngram = ngram[:-1] * _WORD_MULTIPLIER + words[order:]
-        starts = words_left[: len(ngram)] > order
+            ngram = ngram[:-1] * _MULTIPLIER + words[order:]
+        starts = np.flatnonzero(words_left[: len(ngram)] > order)
         ngrams.append(ngram[starts])
-        rows.append(row[: len(ngram)][starts])
-        orders.append(np.full(len(ngrams[-1]), order))
+        rows.append(row[starts])
+        orders.append(np.full(len(starts), order))
     ngram, row, order = np.concatenate(ngrams), np.concatenate(rows), np.concatenate(orders)
 
-    key = keys(ngram, row)
-    by_key = np.argsort(key)
-    key = key[by_key]
-    first = np.flatnonzero(np.diff(key, prepend=~key[:1]) != 0)
-    count = np.diff(first, append=len(key))
-    chosen = by_key[first]
-    return NgramCounts(key[first], ngram[chosen], row[chosen], order[chosen], count, length)
+    by_ngram = np.argsort(ngram, kind="stable")  # stable: rows stay in order
+    ngram, row = ngram[by_ngram], row[by_ngram]
+    first = np.flatnonzero(_changes(ngram) | _changes(row))
+    count = np.diff(first, append=len(ngram))
+    return NgramCounts(ngram[first], row[first], order[by_ngram[first]], count, length)
 
 
-def find(wanted: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where `wanted (W,)` stand in `sorted_keys (K,)`: `hits`, the positions in `wanted` of those that are there at
-    all, and `places`, their positions in `sorted_keys`."""
-    if len(sorted_keys) == 0:
+def count_by_ngram(counts: NgramCounts, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct n-grams, ascending, and in how many images each occurs; `image (R,)`, ascending, is each row's."""
+    image = image[counts.row]
+    new_ngram = _changes(counts.ngram)
+    starts = np.flatnonzero(new_ngram)
+    images = np.cumsum(new_ngram | _changes(image))
+    return counts.ngram[starts], np.diff(images[starts], append=images[-1:] + 1)
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """Where a value differs from the one before it, the first included."""
+    changes = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes
+
+
+def find_ascending(wanted: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(ascending) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    places = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
-    hits = np.flatnonzero(sorted_keys[places] == wanted)
-    return hits, places[hits]
+    places = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    found = np.flatnonzero(ascending[places] == wanted)
+    return found, places[found]
 
 
 def flatten_references(references: Sequence[Sequence[Sequence[str]]]) -> tuple[list[Sequence[str]], np.ndarray]:

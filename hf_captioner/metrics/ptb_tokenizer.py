@@ -1,11 +1,11 @@
 """The tokens that the COCO caption evaluation scores, without Java.
 
-COCO tokenises captions with the Stanford PTB tokeniser (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops seventeen
-punctuation marks. The rules below were written from observing what that program does with captions, with every
-character of Unicode's basic plane and with millions of random strings; `tests/metrics/test_ptb_tokenizer.py` compares
-the two and lists where they differ. Two of its habits look like mistakes but are part of COCO's scores: brackets become
-words ("-lrb-"), because the list of punctuation has them in capitals only, and "!!" is a word, because it has single
-marks only.
+COCO tokenises captions with the Stanford PTB tokeniser (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops
+seventeen punctuation marks. The rules below were written from observing what that program does with captions, with
+every character of the basic plane and with random strings; `tests/metrics/test_ptb_tokenizer.py` compares the two
+and lists where they differ. Two of its habits look like mistakes but are part of COCO's scores: brackets become words
+("-lrb-"), because the list of punctuation has them in capitals only, and "!!" is a word, because it has single marks
+only.
 """
 
 from collections.abc import Callable, Iterable
@@ -43,21 +43,22 @@ _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
 
 # ---------------------------------------------------------------- words that keep their full stop
 _ABBREVIATIONS = (
-    "a.d al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec dept esq est etc ext "
-    "feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn "
-    "ph.d ed.d plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
+    "a.d al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec dept esq "
+    "est etc ext feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb "
+    "nev nov oct okla penn ph.d ed.d plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt "
+    "wed wis wisc wyo"
 ).split()
 _STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash".split()  # ordinary words when in lower case
 _TITLES = (
-    "adj adm adv alex assoc asst atty attys ave brig capt cf cmdr col comdr cpl det dr drs elec ft gen gov govs hon insp "
-    "jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pte pty ptys pvt rep reps rev "
-    "sen sens sgt spc st ste supt supts treas vs wm"
+    "adj adm adv alex assoc asst atty attys ave brig capt cf cmdr col comdr cpl det dr drs elec ft gen gov "
+    "govs hon insp jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pte pty "
+    "ptys pvt rep reps rev sen sens sgt spc st ste supt supts treas vs wm"
 ).split()
 _NUMBERED = "art ca fig figs no nos op pp prop".split()  # before a number only: "no. 5"
 # "vitamin B. The" ends a sentence, "J. Smith" does not
 _SENTENCE_STARTERS = (
-    "A About After An As At But He Her Here However If In It Last Many More Now Once One Other Our She Since So Some "
-    "Such That The Their Then There These They This We What When While Yet You"
+    "A About After An As At But He Her Here However If In It Last Many More Now Once One Other Our She Since "
+    "So Some Such That The Their Then There These They This We What When While Yet You"
 ).split()
 
 
@@ -187,7 +188,7 @@ _RULES: list[tuple[str, str, Callable[[str], str] | None]] = [
     (f"{_APOSTROPHE}[2-9]0[sS]", "", None),
     (f"{_APOSTROPHE}[0-9][0-9]", r"\s", None),
     (f"[yY]{_APOSTROPHE}", _LETTER, None),
-    (f"{_PLAIN_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE}[aeiouA-Z]{_PLAIN_LETTER}*", "", None),
+    (f"{_PLAIN_LETTER}+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z]{_PLAIN_LETTER}*", "", None),
     (_COMPOUND, "", None),
     (rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_INITIALS}\.|[A-Za-z0-9\u00ad]+))+", "", _as_word),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", "", None),

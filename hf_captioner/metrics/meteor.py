@@ -1,0 +1,157 @@
+"""METEOR's exact and stem stages, without Java."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import regex
+
+from .scores import Scores
+
+# English parameters of METEOR 1.5 (Denkowski and Lavie 2014, table 1): the weight of precision against recall,
+# exponent and weight of the fragmentation penalty, weight of content words against function words, and the stages'.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+EXACT, STEM = 1.0, 0.6
+BEAM = 40
+
+# The words that make up more than a thousandth of English news text, which is how the paper defines function words.
+FUNCTION_WORDS = frozenset(
+    (
+        "\" $ ' ( ) , - -- . : ? 's 't a about after all also an and are as at be been but by can could first for from "
+        "had has have he her his i if in into is it its last more new no not of on one or other out over people s said "
+        "she so some than that the their there they this time to two up was we were what when which who will with would "
+        "year years you"
+    ).split()
+)
+
+
+def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Scores:
+    """METEOR 1.5 (Denkowski and Lavie 2014) of English with two of its four stages: equal words and equal stems.
+
+    What is left out, synonyms and paraphrases, needs WordNet and a table of paraphrases; scores are therefore lower
+    than those of METEOR 1.5 and comparable only with each other. Function words, weights and the alignment are those
+    of METEOR 1.5, which gives the same numbers when run with `-m "exact stem"`.
+
+    Args:
+        candidates: B captions, each a list of words.
+        references: B lists of one or more captions, each a list of words.
+
+    Returns:
+        The scores (0 to 1). The corpus score is computed from the sums of the images' statistics, each image's being
+        those of the reference that it matches best.
+
+    Raises:
+        ImportError: nltk, which has the stemmer, is not installed.
+    """
+    statistics = [_best(*pair) for pair in zip(candidates, references, strict=True)]
+    return Scores(np.array(statistics, np.float64), _meteor)
+
+
+def _best(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
+    candidate = _split(tuple(candidate))
+    statistics = [_compare(candidate, _split(tuple(reference))) for reference in references]
+    return statistics[int(np.argmax(_meteor(np.array(statistics, np.float64))))]
+
+
+def _meteor(sums: np.ndarray) -> np.ndarray:
+    """METEOR from sums (..., 14) of the counts that `_compare` returns."""
+    candidate, reference, chunks = sums[..., 0:6], sums[..., 6:12], sums[..., 12]
+    precision, recall = _weighted_matches(candidate), _weighted_matches(reference)
+    mean = _ratio(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
+    words = candidate[..., 0:2].sum(-1) + reference[..., 0:2].sum(-1)
+    matches = candidate[..., 2:6].sum(-1) + reference[..., 2:6].sum(-1)
+    fragmentation = np.where((words == matches) & (chunks == 1), 0, _ratio(chunks, matches / 2))
+    return mean * (1 - GAMMA * fragmentation**BETA)
+
+
+def _weighted_matches(counts: np.ndarray) -> np.ndarray:
+    """The share of a side's words that matched, from counts (..., 6): content and function words, then those matched
+    exactly, then those matched by stem."""
+    word = np.array([DELTA, 1 - DELTA])
+    matched = EXACT * counts[..., 2:4] @ word + STEM * counts[..., 4:6] @ word
+    return _ratio(matched, counts[..., 0:2] @ word)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _compare(candidate: tuple[str, ...], reference: tuple[str, ...]) -> list[int]:
+    """Six counts of the candidate and six of the reference, as in `_weighted_matches`, then chunks."""
+    pairs, chunks = _align(candidate, reference)
+    counts = [0] * 13
+    for side, words in enumerate((candidate, reference)):
+        for word in words:
+            counts[6 * side + (word in FUNCTION_WORDS)] += 1
+        for pair in pairs:
+            stage = 2 if candidate[pair[0]] == reference[pair[1]] else 4
+            counts[6 * side + stage + (words[pair[side]] in FUNCTION_WORDS)] += 1
+    counts[12] = chunks
+    return counts
+
+
+def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list[tuple[int, int]], int]:
+    """Pairs words with equal stems, each at most once.
+
+    A pair of words that could be paired with no other is always taken. For the rest, METEOR's program weighs its
+    criteria instead of taking them one after another as the paper has it: it maximises the sum of the stages' weights
+    less the number of chunks (runs that stand in both captions in the same order), so that an equal word is always worth
+    a new chunk and an equal stem is not. Then come more pairs, then shorter distances. By beam search, word for word.
+
+    Returns:
+        The pairs (place in the candidate, place in the reference), and the number of chunks.
+    """
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(reference):
+        places.setdefault(_stem(word), []).append(place)
+    stems = [_stem(word) for word in candidate]
+
+    # a partial alignment is known by the places taken and the last one; its costs are to be small, in tenths
+    beam: dict[tuple[int, int], tuple] = {(0, -2): (0, 0, 0, 0, ())}
+    for here, (stem, word) in enumerate(zip(stems, candidate, strict=True)):
+        options = places.get(stem, ())
+        longer: dict[tuple[int, int], tuple] = {}
+        for (taken, last), (cost, unpaired, distance, chunks, pairs) in beam.items():
+            if not (len(options) == 1 and stems.count(stem) == 1):
+                _keep(longer, (taken, -2), (cost, unpaired + 1, distance, chunks, pairs))
+            for place in options:
+                if not taken >> place & 1:
+                    new = int(place != last + 1)
+                    gain = round(10 * (EXACT if reference[place] == word else STEM))
+                    state = (cost + 10 * new - gain, unpaired, distance + abs(here - place), chunks + new)
+                    _keep(longer, (taken | 1 << place, place), (*state, (*pairs, (here, place))))
+        beam = dict(sorted(longer.items(), key=lambda item: item[1])[:BEAM]) if len(longer) > BEAM else longer
+    *_, chunks, pairs = min(beam.values())
+    return list(pairs), chunks
+
+
+def _keep(beam: dict, key: tuple, state: tuple) -> None:
+    if key not in beam or state < beam[key]:
+        beam[key] = state
+
+
+@lru_cache(maxsize=1 << 15)
+def _split(words: tuple[str, ...]) -> tuple[str, ...]:
+    """METEOR's own tokens (its option -norm, which COCO uses), from COCO's: hyphens and most marks cut words."""
+    line = " ".join(words)
+    if not line.replace(" ", "").isalnum():
+        line = regex.sub(r"(?<![\w.])(?:\p{L}+\.)+\p{L}+\.(?!\w)", lambda match: match[0].replace(".", ""), line)
+        line = regex.sub(r"(\w)-+(\w)", r"\1 \2", line)
+        line = regex.sub(r"[^\w\s.,'-]|_", r" \g<0> ", line)
+        line = regex.sub(r"(?<!\p{L})'|'(?!\p{L})", " ' ", line)
+        line = regex.sub(r"(?<=\p{L})'(?=\p{L})", " '", line)
+        line = regex.sub(r"(?<!\d),|,(?!\d)", " , ", line)
+        line = regex.sub(r"\.$", " .", line)
+    return tuple(line.split())
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    return _stemmer().stem(word)
+
+
+@lru_cache(maxsize=1)
+def _stemmer():
+    from nltk.stem.snowball import EnglishStemmer  # Porter's second stemmer, which METEOR 1.5 uses
+
+    return EnglishStemmer()
