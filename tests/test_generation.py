@@ -105,8 +105,10 @@ def test_a_prompt_is_continued():
 @pytest.mark.parametrize("attention", ATTENTIONS[1:])
 @pytest.mark.parametrize("num_beams,returned", [(1, 1), (4, 3)])
 def test_attention_maps_are_those_of_the_returned_caption(attention, num_beams, returned):
-    model, images, regions = model_and_regions(attention=attention, seed=1)
+    model = tiny_model(attention=attention, seed=1)
+    regions = torch.randn(3, 16, 12, generator=torch.Generator().manual_seed(6))
     asked = dict(
+        encoder_outputs=model.get_encoder()(image_features=regions),
         num_beams=num_beams,
         num_return_sequences=returned,
         max_new_tokens=7,
@@ -114,9 +116,9 @@ def test_attention_maps_are_those_of_the_returned_caption(attention, num_beams, 
         return_dict_in_generate=True,
     )
     # a second end, so that some captions are shorter than others
-    end = int(model.generate(images, **asked).sequences[0, 3])
+    end = int(model.generate(**asked).sequences[0, 3])
     model.generation_config.eos_token_id = [3, end]
-    outputs = model.generate(images, **asked)
+    outputs = model.generate(**asked)
     maps = model.attention_maps(outputs, grid=(2, 8))
     heads = 2 if attention == "multi_head" else 1
     last_head = model.attention_maps(outputs, grid=(2, 8), head=heads - 1)

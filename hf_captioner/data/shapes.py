@@ -101,7 +101,12 @@ def _place(rng: random.Random) -> tuple[list[ShapeObject], bool]:
 
 
 def _describe(objects: list[ShapeObject], vertical: bool) -> tuple[list[str], list[list[int]]]:
-    """The five captions, and for each the objects in the order in which it names them."""
+    """
+    The five captions, and for each the objects in the order in which it names them.
+
+    The first words tell which object comes first. A decoder that chooses a region with the state before the last word
+    (Xu et al. 2015) could not know it from "a large ..." when either object may be meant.
+    """
     phrases = [shape.phrase for shape in objects]
     if len(objects) == 1:
         (one,) = objects
@@ -118,22 +123,22 @@ def _describe(objects: list[ShapeObject], vertical: bool) -> tuple[list[str], li
         before, after = ("above", "below") if vertical else ("to the left of", "to the right of")
         captions = [
             f"{a} {before} {b}",
-            f"{b} {after} {a}",
             f"{a} is {before} {b}",
-            f"{b} is {after} {a}",
             f"there is {a} {before} {b}",
+            f"{after} {a} is {b}",
+            f"{before} {b} is {a}",
         ]
-        return captions, [[0, 1], [1, 0], [0, 1], [1, 0], [0, 1]]
+        return captions, [[0, 1], [0, 1], [0, 1], [0, 1], [1, 0]]
     a, b, c = phrases
     first, last = ("top", "bottom") if vertical else ("left", "right")
     captions = [
-        f"{b} between {a} and {c}",
-        f"{b} is between {a} and {c}",
         f"{a}, {b} and {c} from {first} to {last}",
-        f"{c}, {b} and {a} from {last} to {first}",
         f"from {first} to {last} {a}, {b} and {c}",
+        f"from {last} to {first} {c}, {b} and {a}",
+        f"there is {b} between {a} and {c}",
+        f"between {a} and {c} is {b}",
     ]
-    return captions, [[1, 0, 2], [1, 0, 2], [0, 1, 2], [2, 1, 0], [0, 1, 2]]
+    return captions, [[0, 1, 2], [0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1]]
 
 
 def draw_row(seed: int, index: int) -> dict:
