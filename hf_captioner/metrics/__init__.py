@@ -3,21 +3,39 @@
 from typing import TYPE_CHECKING
 
 from .bleu import bleu
-from .cider import Cider, CiderD, DocumentFrequency
+from .cider import Cider, CiderD, CookedReferences, DocumentFrequency
+from .clip_score import clip_score
+from .collapse import collapse_checks
+from .meteor import meteor_exact_stem
 from .ptb_tokenizer import tokenize
 from .rouge import rouge_l
 from .scores import Scores
 
 if TYPE_CHECKING:
-    from .caption_metrics import CaptionMetrics
+    from .caption_metrics import ALL_METRICS, DEFAULT_METRICS, CaptionMetrics
 
-__all__ = ["CaptionMetrics", "Cider", "CiderD", "DocumentFrequency", "Scores", "bleu", "rouge_l", "tokenize"]
+__all__ = [
+    "ALL_METRICS",
+    "CaptionMetrics",
+    "Cider",
+    "CiderD",
+    "CookedReferences",
+    "DEFAULT_METRICS",
+    "DocumentFrequency",
+    "Scores",
+    "bleu",
+    "clip_score",
+    "collapse_checks",
+    "meteor_exact_stem",
+    "rouge_l",
+    "tokenize",
+]
 
 
 def __getattr__(name: str):
-    # evaluate imports datasets and pandas, two seconds that a training loop which only wants CIDEr-D need not wait
-    if name == "CaptionMetrics":
-        from .caption_metrics import CaptionMetrics
+    # `evaluate` takes seconds to import and is not installed everywhere: rewards for training do without it
+    if name in ("ALL_METRICS", "CaptionMetrics", "DEFAULT_METRICS"):
+        from . import caption_metrics
 
-        return CaptionMetrics
+        return getattr(caption_metrics, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

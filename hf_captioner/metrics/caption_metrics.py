@@ -1,5 +1,6 @@
 """All metrics behind one `evaluate.Metric`."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,35 +8,95 @@ import datasets
 import evaluate
 import numpy as np
 
+from . import java
 from .bleu import bleu_from_counts
 from .cider import Cider, CiderD, DocumentFrequency
+from .clip_score import clip_score
+from .meteor import meteor_exact_stem
 from .ngrams import count_ngrams, flatten_references
 from .ptb_tokenizer import tokenize
 from .rouge import rouge_l
 from .scores import Scores
 
-DEFAULT_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "cider_d", "exact_match")
+BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+DEFAULT_METRICS = (*BLEU, "rouge_l", "cider", "cider_d", "meteor_exact_stem", "exact_match")
+ALL_METRICS = (*DEFAULT_METRICS, "meteor_1.5", "spice", "clip_score")
+
+_DESCRIPTION = """\
+BLEU-1 to 4, ROUGE-L and CIDEr-D as the COCO caption evaluation computes them, on the tokens that it computes them on,
+and further caption metrics."""
+
+_INPUTS = """
+Args:
+    predictions (list of str): one caption for each image.
+    references (list of list of str): one or more captions for each image.
+    metrics (list of str): what to compute, by default all that need neither Java nor a model: `bleu_1` to `bleu_4`,
+        `rouge_l`, `cider`, `cider_d`, `meteor_exact_stem`, `exact_match` (share of captions equal to one of their
+        references word for word). Also `meteor_1.5` and `spice` (Java, pycocoevalcap) and `clip_score` (`images`,
+        `clip_folder`).
+    per_image (bool): add `per_image`, the scores of each image by metric.
+    intervals (bool): add `intervals`, the 95 % bootstrap interval over images by metric.
+    document_frequency (DocumentFrequency): what CIDEr weighs words by. By default that of `references`, as in the
+        COCO evaluation, by which a single image scores 0.
+    images (list of PIL images or paths): one for each prediction, for `clip_score`.
+    clip_folder (path): a folder with a CLIP model, for `clip_score`.
+
+Returns:
+    A dict of the metrics' names and corpus scores: 0 to 1, CIDEr 0 to 10, CLIPScore 0 to 2.5. In place of a score that
+    cannot be had stands a text, "not available, because ...".
+
+Raises:
+    TypeError: a caption is not a string, or an image's references are not a list.
+    ValueError: there are no predictions, or more or fewer than references; an image has no reference; a metric is
+        unknown.
+"""
+
+_CITATION = """\
+@article{chen2015microsoft,
+  title={Microsoft COCO Captions: Data Collection and Evaluation Server},
+  author={Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and Dollar, Piotr
+          and Zitnick, C. Lawrence},
+  journal={arXiv:1504.00325},
+  year={2015}
+}"""
 
 
 class CaptionMetrics(evaluate.Metric):
+    """The metrics of image captioning.
+
+    >>> metrics = CaptionMetrics()
+    >>> scores = metrics.compute(predictions=["a dog runs"], references=[["A dog runs.", "The dog is running."]])
+    >>> scores["bleu_1"], scores["exact_match"]
+    (0.9999999996666668, 1.0)
+    """
+
     def __init__(self, *args, keep_in_memory: bool | None = None, num_process: int = 1, **kwargs):
-        # nothing on disk unless several processes share it: machines with a read-only home measure too
+        # nothing on disk unless several processes share it: a machine with a read-only home can measure too
         if keep_in_memory is None:
             keep_in_memory = num_process == 1
         super().__init__(*args, keep_in_memory=keep_in_memory, num_process=num_process, **kwargs)
 
+    def _build_data_dir(self) -> str:
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
     def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description="Image captioning metrics as the COCO caption evaluation defines them.",
-            citation="",
-            inputs_description="",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
         )
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Adds captions and their references to those that `compute` will score."""
+        _check_lists(predictions, references)
+        super().add_batch(predictions=list(predictions), references=list(references), **kwargs)
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Adds one caption and its references to those that `compute` will score."""
+        _check_lists([prediction], [reference])
+        super().add(prediction=prediction, reference=list(reference), **kwargs)
 
     def _compute(
         self,
@@ -45,29 +106,92 @@ class CaptionMetrics(evaluate.Metric):
         per_image: bool = False,
         intervals: bool = False,
         document_frequency: DocumentFrequency | None = None,
+        images: Sequence[Any] | None = None,
+        clip_folder: str | os.PathLike | None = None,
     ) -> dict[str, Any]:
-        candidates = tokenize(predictions)
-        captions, image = flatten_references(references)
-        captions = tokenize(captions)
-        scores = self._scores(candidates, captions, image, metrics, document_frequency)
-        result: dict[str, Any] = {name: scores[name].corpus for name in metrics}
+        unknown = [name for name in metrics if name not in ALL_METRICS]
+        if unknown:
+            raise ValueError(f"metrics must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+        scores, missing = _score(predictions, references, set(metrics), document_frequency, images, clip_folder)
+        result: dict[str, Any] = {name: missing[name] if name in missing else scores[name].corpus for name in metrics}
+        available = [name for name in metrics if name not in missing]
         if per_image:
-            result["per_image"] = {name: scores[name].per_image.tolist() for name in metrics}
+            result["per_image"] = {name: scores[name].per_image.tolist() for name in available}
         if intervals:
-            result["intervals"] = {name: list(scores[name].confidence_interval()) for name in metrics}
+            result["intervals"] = {name: list(scores[name].confidence_interval()) for name in available}
         return result
 
-    def _scores(self, candidates, captions, image, metrics, document_frequency) -> dict[str, Scores]:
-        num_images = len(candidates)
-        sizes = np.bincount(image, minlength=num_images)
-        ends = np.cumsum(sizes)
-        references = [captions[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+def _check_lists(predictions: Any, references: Any) -> None:
+    for name, value in (("predictions", predictions), ("references", references)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError(f"{name} must be a list, got {value!r}")
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"references must have one list for each of the {len(predictions)} predictions, got {len(references)}"
+        )
+    if len(predictions) == 0:
+        raise ValueError("predictions must hold at least one caption, got none")
+    for image, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):
+        _check_text(f"predictions[{image}]", prediction)
+        if isinstance(captions, str) or not isinstance(captions, Sequence):
+            raise TypeError(f"references[{image}] must be a list of captions, got {captions!r}")
+        if len(captions) == 0:
+            raise ValueError(f"references[{image}] must hold at least one caption, got none")
+        for place, caption in enumerate(captions):
+            _check_text(f"references[{image}][{place}]", caption)
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be valid Unicode, got {value!r}") from None
+
+
+def _score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    wanted: set[str],
+    frequency: DocumentFrequency | None,
+    images: Sequence[Any] | None,
+    clip_folder: str | os.PathLike | None,
+) -> tuple[dict[str, Scores], dict[str, str]]:
+    """The scores of the metrics that can be had, and why the others cannot."""
+    captions, image = flatten_references(references)
+    candidates, captions = tokenize(predictions), tokenize(captions)
+    sizes = np.bincount(image)
+    grouped = [captions[end - size : end] for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
+    scores: dict[str, Scores] = {}
+    missing: dict[str, str] = {}
+
+    if wanted & {*BLEU, "cider", "cider_d"}:
         counts, reference_counts = count_ngrams(candidates), count_ngrams(captions)
-        frequency = document_frequency or DocumentFrequency.from_counts(reference_counts, image, num_images)
-        scores = dict(zip(DEFAULT_METRICS[:4], bleu_from_counts(counts, reference_counts, image), strict=True))
-        scores["rouge_l"] = rouge_l(candidates, references)
+        if wanted & set(BLEU):
+            scores |= zip(BLEU, bleu_from_counts(counts, reference_counts, image), strict=True)
+        frequency = frequency or DocumentFrequency.from_counts(reference_counts, image, len(sizes))
         for name, scorer in (("cider", Cider(frequency)), ("cider_d", CiderD(frequency))):
-            cooked = scorer.cook_counts(reference_counts, sizes)
-            scores[name] = Scores.from_mean(scorer.score_counts(counts, cooked))
-        scores["exact_match"] = Scores.from_mean([c in r for c, r in zip(candidates, references, strict=True)])
-        return scores
+            if name in wanted:
+                cooked = scorer.cook_counts(reference_counts, sizes)
+                scores[name] = Scores.from_mean(scorer.score_counts(counts, cooked))
+    if "exact_match" in wanted:
+        pairs = zip(candidates, grouped, strict=True)
+        scores["exact_match"] = Scores.from_mean([candidate in captions for candidate, captions in pairs])
+
+    for name, scorer in (("rouge_l", rouge_l), ("meteor_exact_stem", meteor_exact_stem)):
+        if name in wanted:
+            scores[name] = scorer(candidates, grouped)
+    for name, scorer in (("meteor_1.5", java.meteor), ("spice", java.spice)):
+        if name in wanted:
+            try:
+                scores[name] = scorer(candidates, grouped)
+            except java.NotAvailableError as error:
+                missing[name] = f"not available, because {error}"
+    if "clip_score" in wanted:
+        if images is None or clip_folder is None:
+            missing["clip_score"] = "not available, because images and clip_folder were not both given"
+        else:
+            scores["clip_score"] = clip_score(predictions, images, clip_folder)
+    return scores, missing

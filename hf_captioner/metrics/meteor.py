@@ -9,18 +9,19 @@ import regex
 from .scores import Scores
 
 # English parameters of METEOR 1.5 (Denkowski and Lavie 2014, table 1): the weight of precision against recall,
-# exponent and weight of the fragmentation penalty, weight of content words against function words, and the stages'.
+# exponent and weight of the fragmentation penalty, the weight of content words against function words, and the
+# weights of the stages.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-EXACT, STEM = 1.0, 0.6
+EXACT, STEM, SYNONYM, PARAPHRASE = 1.0, 0.6, 0.8, 0.6
 BEAM = 40
 
 # The words that make up more than a thousandth of English news text, which is how the paper defines function words.
 FUNCTION_WORDS = frozenset(
     (
-        "\" $ ' ( ) , - -- . : ? 's 't a about after all also an and are as at be been but by can could first for from "
-        "had has have he her his i if in into is it its last more new no not of on one or other out over people s said "
-        "she so some than that the their there they this time to two up was we were what when which who will with would "
-        "year years you"
+        "\" $ ' ( ) , - -- . : ? 's 't a about after all also an and are as at be been but by can could first "
+        "for from had has have he her his i if in into is it its last more new no not of on one or other out "
+        "over people s said she so some than that the their there they this time to two up was we were what "
+        "when which who will with would year years you"
     ).split()
 )
 
@@ -44,32 +45,29 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
         ImportError: nltk, which has the stemmer, is not installed.
     """
     statistics = [_best(*pair) for pair in zip(candidates, references, strict=True)]
-    return Scores(np.array(statistics, np.float64), _meteor)
+    return Scores(np.array(statistics, np.float64), meteor_from_sums)
 
 
 def _best(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
     candidate = _split(tuple(candidate))
     statistics = [_compare(candidate, _split(tuple(reference))) for reference in references]
-    return statistics[int(np.argmax(_meteor(np.array(statistics, np.float64))))]
+    return statistics[int(np.argmax(meteor_from_sums(np.array(statistics, np.float64))))]
 
 
-def _meteor(sums: np.ndarray) -> np.ndarray:
-    """METEOR from sums (..., 14) of the counts that `_compare` returns."""
-    candidate, reference, chunks = sums[..., 0:6], sums[..., 6:12], sums[..., 12]
-    precision, recall = _weighted_matches(candidate), _weighted_matches(reference)
+def meteor_from_sums(sums: np.ndarray) -> np.ndarray:
+    """METEOR from sums (..., 4 + 4 stages + 1) of METEOR's statistics: words of the candidate and of the reference,
+    function words of both; for each stage matched content words of both, matched function words of both; chunks."""
+    words, functions, stages = sums[..., 0:2], sums[..., 2:4], sums[..., 4:-1]
+    stages = stages.reshape(*stages.shape[:-1], -1, 2, 2)  # (..., stage, content or function, candidate or reference)
+    weights = np.array([EXACT, STEM, SYNONYM, PARAPHRASE])[: stages.shape[-3], None]
+    matched = (weights * (DELTA * stages[..., 0, :] + (1 - DELTA) * stages[..., 1, :])).sum(axis=-2)
+    share = _ratio(matched, DELTA * (words - functions) + (1 - DELTA) * functions)
+    precision, recall = share[..., 0], share[..., 1]
     mean = _ratio(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
-    words = candidate[..., 0:2].sum(-1) + reference[..., 0:2].sum(-1)
-    matches = candidate[..., 2:6].sum(-1) + reference[..., 2:6].sum(-1)
-    fragmentation = np.where((words == matches) & (chunks == 1), 0, _ratio(chunks, matches / 2))
+    matches, chunks = stages.sum(axis=(-3, -2)), sums[..., -1]
+    whole = (matches == words).all(axis=-1) & (chunks == 1)  # all words, in order: no penalty
+    fragmentation = np.where(whole, 0, _ratio(chunks, matches.mean(axis=-1)))
     return mean * (1 - GAMMA * fragmentation**BETA)
-
-
-def _weighted_matches(counts: np.ndarray) -> np.ndarray:
-    """The share of a side's words that matched, from counts (..., 6): content and function words, then those matched
-    exactly, then those matched by stem."""
-    word = np.array([DELTA, 1 - DELTA])
-    matched = EXACT * counts[..., 2:4] @ word + STEM * counts[..., 4:6] @ word
-    return _ratio(matched, counts[..., 0:2] @ word)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -77,17 +75,17 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _compare(candidate: tuple[str, ...], reference: tuple[str, ...]) -> list[int]:
-    """Six counts of the candidate and six of the reference, as in `_weighted_matches`, then chunks."""
+    """The statistics that `meteor_from_sums` adds up, for the stages exact and stem."""
     pairs, chunks = _align(candidate, reference)
-    counts = [0] * 13
+    statistics = [0] * 13
     for side, words in enumerate((candidate, reference)):
-        for word in words:
-            counts[6 * side + (word in FUNCTION_WORDS)] += 1
+        statistics[side] = len(words)
+        statistics[2 + side] = sum(word in FUNCTION_WORDS for word in words)
         for pair in pairs:
-            stage = 2 if candidate[pair[0]] == reference[pair[1]] else 4
-            counts[6 * side + stage + (words[pair[side]] in FUNCTION_WORDS)] += 1
-    counts[12] = chunks
-    return counts
+            stage = 4 if candidate[pair[0]] == reference[pair[1]] else 8
+            statistics[stage + 2 * (words[pair[side]] in FUNCTION_WORDS) + side] += 1
+    statistics[12] = chunks
+    return statistics
 
 
 def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list[tuple[int, int]], int]:
@@ -95,8 +93,9 @@ def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list
 
     A pair of words that could be paired with no other is always taken. For the rest, METEOR's program weighs its
     criteria instead of taking them one after another as the paper has it: it maximises the sum of the stages' weights
-    less the number of chunks (runs that stand in both captions in the same order), so that an equal word is always worth
-    a new chunk and an equal stem is not. Then come more pairs, then shorter distances. By beam search, word for word.
+    less the number of chunks (runs that stand in both captions in the same order), so that an equal word is always
+    worth a new chunk and an equal stem is not. Then come more pairs, then shorter distances. By beam search, word for
+    word.
 
     Returns:
         The pairs (place in the candidate, place in the reference), and the number of chunks.
@@ -134,14 +133,14 @@ def _keep(beam: dict, key: tuple, state: tuple) -> None:
 def _split(words: tuple[str, ...]) -> tuple[str, ...]:
     """METEOR's own tokens (its option -norm, which COCO uses), from COCO's: hyphens and most marks cut words."""
     line = " ".join(words)
-    if not line.replace(" ", "").isalnum():
+    if not (line.isascii() and line.replace(" ", "").isalnum()):
         line = regex.sub(r"(?<![\w.])(?:\p{L}+\.)+\p{L}+\.(?!\w)", lambda match: match[0].replace(".", ""), line)
         line = regex.sub(r"(\w)-+(\w)", r"\1 \2", line)
-        line = regex.sub(r"[^\w\s.,'-]|_", r" \g<0> ", line)
+        line = regex.sub(r"[^0-9A-Za-z\u00c0-\u024f\u0400-\u04ff\s.,'-]", r" \g<0> ", line)
         line = regex.sub(r"(?<!\p{L})'|'(?!\p{L})", " ' ", line)
         line = regex.sub(r"(?<=\p{L})'(?=\p{L})", " '", line)
         line = regex.sub(r"(?<!\d),|,(?!\d)", " , ", line)
-        line = regex.sub(r"\.$", " .", line)
+        line = regex.sub(r"(?<=\w)(?<!\bvs)\.(?=\s+[^A-Za-z]|$)", " .", line)
     return tuple(line.split())
 
 

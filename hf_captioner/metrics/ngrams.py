@@ -31,8 +31,7 @@ class NgramCounts:
         return np.bincount(self.row * ORDERS + self.order, values, rows * ORDERS).reshape(rows, ORDERS)
 
     def find(self, ngram: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Looks for pairs `ngram (W,)`, `row (W,)`: `found`, the positions in W of the pairs that are there at all, and
-        `entries`, the entries that they are."""
+        """Looks for pairs `ngram (W,)`, `row (W,)`: the places in W of the pairs that exist, and their entries."""
         starts = np.flatnonzero(_changes(self.ngram))
         found, place = find_ascending(ngram, self.ngram[starts])
         rows = len(self.length)
