@@ -156,7 +156,7 @@ class Cider:
         dot = np.bincount(cell, products, captions * ORDERS).reshape(captions, ORDERS)
         norms = norm[image] * references.norm
         # a caption shorter than n words has no n-gram and a norm of 0: no similarity, not 0 / 0
-        cosine = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+        cosine = np.divide(dot, norms, out=np.zeros_like(norms), where=norms > 0)
         similarity = cosine.mean(axis=1) * self._length_penalty(candidates.length[image], references.length)
         return 10 * np.bincount(image, similarity, images) / references.captions_per_image
 

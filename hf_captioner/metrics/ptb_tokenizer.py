@@ -34,7 +34,7 @@ _SYMBOLS = (
     r"\u2129\u212e\u213a\u213b\u2140-\u2144\u214a-\u214d\u214f\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb"
     r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0\uffe1\uffe5\uffe6"
 )
-_PLAIN_LETTER = r"[\p{L}--[\U00010000-\U0010ffff]]"
+_PLAIN_LETTER = r"[[\p{L}\u1885\u1886]--[\U00010000-\U0010ffff]]"
 _LETTER = rf"(?:[[\p{{L}}--[\U00010000-\U0010ffff]]||[{_MARKS}\u00ad]]|&[aeiouAEIOU](?:acute|grave|uml);)"
 _DIGIT = r"[\p{Nd}--[\U00010000-\U0010ffff]]"
 _APOSTROPHE = r"(?:['\u0092\u2019]|&apos;)"
@@ -94,8 +94,12 @@ _QUOTES = {"‘": "`", "\x91": "`", "‛": "`", "‹": "`", "’": "'", "\x92": 
 _QUOTES |= {"“": "``", "\x93": "``", "«": "``", "”": "''", "\x94": "''", "»": "''"}
 
 
+def _without_soft_hyphens(token: str) -> str:
+    return token.replace("\u00ad", "")
+
+
 def _as_word(token: str) -> str:
-    return token.replace("\u00ad", "").replace("&amp;", "&")
+    return _without_soft_hyphens(token).replace("&amp;", "&")
 
 
 def _as_quotes(token: str) -> str:
@@ -143,14 +147,14 @@ _RULES: list[tuple[str, str, Callable[[str], str] | None]] = [
         rf"(?:[wW]{{3}}\.(?:[^\s\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|"
         rf"(?:[^\s\"`'<>|.!?(){{}},-_$]+\.)+(?:com|net|org|edu))(?:/{_URL_CHARACTER}+{_URL_END})?",
         "",
-        _as_word,
+        _without_soft_hyphens,
     ),
     (
         r"(?:&lt;|<)?[A-Za-z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+(?:&gt;|>)?",
         "",
         None,
     ),
-    (r"[@\uff20][A-Za-z_][A-Za-z_0-9]*", "", None),
+    (r"@[A-Za-z_][A-Za-z_0-9]*", "", None),
     (f"#{_LETTER}+", "", _as_word),
     # words; the written-together ones are cut in two
     ("(?i:can)", "(?i:not)", None),
@@ -173,7 +177,7 @@ _RULES: list[tuple[str, str, Callable[[str], str] | None]] = [
         None,
     ),
     (rf"(?:{_WORD}|{_COMPOUND})\.", r"[,;:\u3001]", _as_word),
-    (rf"(?i:{_any_of(_NUMBERED)})\.", r"[ \u00a0]?[0-9]", None),
+    (rf"(?i:{_any_of(_NUMBERED)})\.", rf"{_SPACE}?[0-9]", None),
     (r"[A-Za-z]\.", "", None),
     (rf"{_INITIALS}\.", "", None),
     ("[A-Za-z]", rf"\.{_SPACE}+(?:{_any_of(_SENTENCE_STARTERS)}|M[rs]\.|{_TAG})\s", None),
