@@ -59,8 +59,15 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, nn.RNNBase):
+        # Without normalisation layers, the usual 0.02 would let little of the image through to the words, and little
+        # of their gradient back: every linear map keeps the scale of what it is given instead.
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.startswith("weight_hh"):
                     init.orthogonal_(parameter)
@@ -68,14 +75,8 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
                     init.xavier_uniform_(parameter)
                 else:
                     init.zeros_(parameter)
-        elif isinstance(module, AttentionRnnLayer):
-            init.xavier_uniform_(module.input_gates.weight)
-            init.xavier_uniform_(module.context_gates.weight)
-            init.orthogonal_(module.state_gates.weight)
-        elif isinstance(module, (AdditiveAlignment, DotProductAlignment, RegionProjection)):
-            # As wide as the features, or all scores start near zero and the weights stay uniform for long.
-            for child in module.children():
-                init.xavier_uniform_(child.weight)
+        else:
+            super()._init_weights(module)
 
 
 class RnnCaptionerEncoder(nn.Module):
@@ -131,7 +132,7 @@ class RnnCaptionerEncoder(nn.Module):
         return output if return_dict or return_dict is None else output.to_tuple()
 
 
-class AttentionRnnLayer(nn.Module):
+class AttendingRnnLayer(nn.Module):
     """
     An LSTM or GRU layer that reads a word and, at every step, a context vector that it chose with its last state
     (Xu et al. 2015, equations 1 to 5 and section 4.2.1 for the gate beta).
@@ -217,7 +218,7 @@ class RnnCaptionerDecoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
         attends = config.attention != "none"
-        self.attention_layer = AttentionRnnLayer(config, region_size) if attends else None
+        self.attention_layer = AttendingRnnLayer(config, region_size) if attends else None
         num_plain = config.num_layers - attends
         rnn_class = nn.LSTM if config.cell == "lstm" else nn.GRU
         self.layers = None

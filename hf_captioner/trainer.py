@@ -32,6 +32,13 @@ class CaptioningTrainer(Seq2SeqTrainer):
             )
         self.vision_learning_rate = vision_learning_rate
 
+    def create_accelerator_and_postprocess(self):
+        # accelerate's dispatcher of iterable data sets joins the batches of all processes, but ours differ in the
+        # length of captions and their number; so each process reads the stream and takes its share.
+        if self.args.accelerator_config.dispatch_batches is None:
+            self.args.accelerator_config.dispatch_batches = False
+        super().create_accelerator_and_postprocess()
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         first = self.optimizer is None
         optimizer = super().create_optimizer(model)

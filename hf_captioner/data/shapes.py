@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 80
 SHAPES = ("circle", "square", "triangle", "diamond")
 COLORS = {
     "red": (220, 40, 40),
@@ -23,7 +23,7 @@ COLORS = {
     "purple": (150, 60, 190),
     "white": (240, 240, 240),
 }
-SIZES = {"small": 4, "medium": 6, "large": 9}  # radius in pixels
+SIZES = {"small": 6, "medium": 8, "large": 11}  # radius in pixels
 
 FEATURES = Features(
     {
@@ -89,7 +89,7 @@ def _place(rng: random.Random) -> tuple[list[ShapeObject], bool]:
     vertical = rng.random() < 0.5
     slot = IMAGE_SIZE // count
     objects = []
-    across = rng.randint(11, IMAGE_SIZE - 12)
+    across = rng.randint(12, IMAGE_SIZE - 13)
     for index in range(count):
         size = rng.choice(list(SIZES))
         radius = SIZES[size]
@@ -176,7 +176,7 @@ def shapes_dataset(rows: int, seed: int = 0) -> Dataset:
         seed: sets of different seeds have different images.
 
     Returns:
-        columns `image` (64 x 64 RGB), `captions` (five), `objects` (`shape`, `color`, `size`, `box`: left, top, right,
+        columns `image` (80 x 80 RGB), `captions` (five), `objects` (`shape`, `color`, `size`, `box`: left, top, right,
         bottom in pixels, the last two exclusive) and `mentions` (for each caption the objects' indices in the order
         in which it names them).
 
