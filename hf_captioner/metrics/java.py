@@ -39,7 +39,10 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
     statistics = np.array([line.split() for line in answer], np.float64)
     if statistics.shape != (len(lines), 23):
         raise NotAvailableError(f"METEOR answered {len(answer)} lines to {len(lines)} questions")
-    return Scores(statistics[:, :21], meteor_from_sums)  # the last two are sums of the others
+    statistics, matches = statistics[:, :21], statistics[:, 21:]
+    # the program leaves captions that match as a whole out when it adds chunks up
+    statistics[(matches == statistics[:, :2]).all(axis=1) & (statistics[:, 20] == 1), 20] = 0
+    return Scores(statistics, meteor_from_sums)
 
 
 def spice(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Scores:

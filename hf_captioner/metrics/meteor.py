@@ -13,15 +13,15 @@ from .scores import Scores
 # weights of the stages.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT, STEM, SYNONYM, PARAPHRASE = 1.0, 0.6, 0.8, 0.6
-BEAM = 40
+BEAM = 1000
 
 # The words that make up more than a thousandth of English news text, which is how the paper defines function words.
 FUNCTION_WORDS = frozenset(
     (
-        "\" $ ' ( ) , - -- . : ? 's 't a about after all also an and are as at be been but by can could first "
-        "for from had has have he her his i if in into is it its last more new no not of on one or other out "
-        "over people s said she so some than that the their there they this time to two up was we were what "
-        "when which who will with would year years you"
+        "\" $ ' ( ) , - -- -lrb- -rrb- . : ? 's 't a about after all also an and are as at be been but by can "
+        "could first for from had has have he her his i if in into is it its last more new no not of on one "
+        "or other out over people s said she so some than that the their there they this time to two up was "
+        "we were what when which who will with would year years you"
     ).split()
 )
 
@@ -30,8 +30,9 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
     """METEOR 1.5 (Denkowski and Lavie 2014) of English with two of its four stages: equal words and equal stems.
 
     What is left out, synonyms and paraphrases, needs WordNet and a table of paraphrases; scores are therefore lower
-    than those of METEOR 1.5 and comparable only with each other. Function words, weights and the alignment are those
-    of METEOR 1.5, which gives the same numbers when run with `-m "exact stem"`.
+    than those of METEOR 1.5 and comparable only with each other. Function words, weights and alignment are those of
+    METEOR 1.5, which gives the same numbers when run with `-m "exact stem"`, but for a rare long caption whose best
+    alignment its beam search misses. Cutting of words is written for Latin and Cyrillic script.
 
     Args:
         candidates: B captions, each a list of words.
@@ -55,8 +56,9 @@ def _best(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> list
 
 
 def meteor_from_sums(sums: np.ndarray) -> np.ndarray:
-    """METEOR from sums (..., 4 + 4 stages + 1) of METEOR's statistics: words of the candidate and of the reference,
-    function words of both; for each stage matched content words of both, matched function words of both; chunks."""
+    """METEOR from sums (..., 4 + 4 stages + 1) of its statistics: words of the candidate and of the reference,
+    function words of both; for each stage matched content words of both, matched function words of both; chunks, 0
+    when all words of both matched in one."""
     words, functions, stages = sums[..., 0:2], sums[..., 2:4], sums[..., 4:-1]
     stages = stages.reshape(*stages.shape[:-1], -1, 2, 2)  # (..., stage, content or function, candidate or reference)
     weights = np.array([EXACT, STEM, SYNONYM, PARAPHRASE])[: stages.shape[-3], None]
@@ -65,8 +67,7 @@ def meteor_from_sums(sums: np.ndarray) -> np.ndarray:
     precision, recall = share[..., 0], share[..., 1]
     mean = _ratio(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
     matches, chunks = stages.sum(axis=(-3, -2)), sums[..., -1]
-    whole = (matches == words).all(axis=-1) & (chunks == 1)  # all words, in order: no penalty
-    fragmentation = np.where(whole, 0, _ratio(chunks, matches.mean(axis=-1)))
+    fragmentation = _ratio(chunks, matches.mean(axis=-1))
     return mean * (1 - GAMMA * fragmentation**BETA)
 
 
@@ -84,18 +85,19 @@ def _compare(candidate: tuple[str, ...], reference: tuple[str, ...]) -> list[int
         for pair in pairs:
             stage = 4 if candidate[pair[0]] == reference[pair[1]] else 8
             statistics[stage + 2 * (words[pair[side]] in FUNCTION_WORDS) + side] += 1
-    statistics[12] = chunks
+    whole = chunks == 1 and len(pairs) == len(candidate) == len(reference)
+    statistics[12] = 0 if whole else chunks
     return statistics
 
 
 def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list[tuple[int, int]], int]:
     """Pairs words with equal stems, each at most once.
 
-    A pair of words that could be paired with no other is always taken. For the rest, METEOR's program weighs its
-    criteria instead of taking them one after another as the paper has it: it maximises the sum of the stages' weights
-    less the number of chunks (runs that stand in both captions in the same order), so that an equal word is always
-    worth a new chunk and an equal stem is not. Then come more pairs, then shorter distances. By beam search, word for
-    word.
+    A word and its only partner, if that has no other, are always paired. The rest is chosen as METEOR's program
+    does, which is not quite what the paper says: as many pairs of equal words as possible, then as few chunks (runs
+    that stand in both captions in the same order), so that an equal stem is not worth a chunk of its own, then as many
+    pairs, then the shortest distances. By beam search, word for word; the program's beam is narrower and misses the
+    best alignment of some long captions.
 
     Returns:
         The pairs (place in the candidate, place in the reference), and the number of chunks.
@@ -105,22 +107,22 @@ def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list
         places.setdefault(_stem(word), []).append(place)
     stems = [_stem(word) for word in candidate]
 
-    # a partial alignment is known by the places taken and the last one; its costs are to be small, in tenths
+    # a partial alignment is known by the places taken and the last one; the first four numbers are to be small
     beam: dict[tuple[int, int], tuple] = {(0, -2): (0, 0, 0, 0, ())}
     for here, (stem, word) in enumerate(zip(stems, candidate, strict=True)):
         options = places.get(stem, ())
+        only = len(options) == 1 and stems.count(stem) == 1
         longer: dict[tuple[int, int], tuple] = {}
-        for (taken, last), (cost, unpaired, distance, chunks, pairs) in beam.items():
-            if not (len(options) == 1 and stems.count(stem) == 1):
-                _keep(longer, (taken, -2), (cost, unpaired + 1, distance, chunks, pairs))
+        for (taken, last), (unequal, chunks, unpaired, distance, pairs) in beam.items():
+            if not only:
+                _keep(longer, (taken, -2), (unequal + 1, chunks, unpaired + 1, distance, pairs))
             for place in options:
                 if not taken >> place & 1:
-                    new = int(place != last + 1)
-                    gain = round(10 * (EXACT if reference[place] == word else STEM))
-                    state = (cost + 10 * new - gain, unpaired, distance + abs(here - place), chunks + new)
-                    _keep(longer, (taken | 1 << place, place), (*state, (*pairs, (here, place))))
+                    counts = (unequal + (reference[place] != word), chunks + (place != last + 1), unpaired)
+                    state = (*counts, distance + abs(here - place), (*pairs, (here, place)))
+                    _keep(longer, (taken | 1 << place, place), state)
         beam = dict(sorted(longer.items(), key=lambda item: item[1])[:BEAM]) if len(longer) > BEAM else longer
-    *_, chunks, pairs = min(beam.values())
+    _, chunks, _, _, pairs = min(beam.values())
     return list(pairs), chunks
 
 

@@ -9,7 +9,8 @@ from conftest import DATA
 FRAGMENTS = """
 a A the The man dog dogs dog's dogs' Mr. Mrs. Dr. St. st. Jr. vs. etc. e.g. i.e., a.m. p.m. U.S. U.S.'s Ph.D. no. No.
 fig. I I. B. J. mass. Mass. approx. don't can't isn't I'm we've they'll she'd 's 't n't cannot gonna 'tis o'clock
-O'Brien ma'am y'all rock'n'roll 'em 'n' d'Artagnan l'eau jack-o'-lantern ol' t-shirt T-shirts 12-year-old x-ray half- -pipe
+O'Brien ma'am y'all rock'n'roll 'em 'n' d'Artagnan l'eau jack-o'-lantern ol' t-shirt T-shirts 12-year-old x-ray
+half- -pipe
 well-to-do wi-fi and/or w/o black/white AT&T R&B M&M's 1 2 5 12 50 1990 555-1234 1,000 1.5 .5 1/2 24/7 1st 2nd 3D
 4x4 '80s 80's 1990s 10:30 10:30am 5pm $5 $5.00 £3 €4 5¢ 50% #1 #tag @user a@b.com http://x.com/a?b=c www.foo.com
 foo.com foo_bar.jpg 001.jpg a.b a,b a;b a!b a/b a_b a--b a...b a…b a–b “hello” ‘hello’ "hello" 'hello' «hello»

@@ -1,0 +1,98 @@
+"""CLIPScore with a tiny CLIP of random weights, made here."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from hf_captioner.metrics import CaptionMetrics, clip_score
+
+WORDS = ["<pad>", "<unk>", "<bos>", "A", "photo", "depicts", "dog", "red", "runs", "cat", "<eos>"]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    text = dict(vocab_size=11, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    text |= dict(max_position_embeddings=12, eos_token_id=10, bos_token_id=2, pad_token_id=0)
+    vision = dict(image_size=16, patch_size=8, hidden_size=16, intermediate_size=16)
+    vision |= dict(num_hidden_layers=1, num_attention_heads=2)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    # CLIP's embedding of a text is that of its end
+    words.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 10)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+    )
+    size = {"height": 16, "width": 16}
+    images = CLIPImageProcessor(size=size, crop_size=size)
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(256, size=(16, 16, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+CAPTIONS = ["dog runs", "red cat", "dog dog red"]
+
+
+def cosines(clip_folder, images):
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    processor = CLIPProcessor.from_pretrained(clip_folder)
+    found = []
+    for caption, image in zip(CAPTIONS, images, strict=True):
+        inputs = processor(text=[f"A photo depicts {caption}"], images=[image], return_tensors="pt")
+        with torch.inference_mode():
+            outputs = model(**inputs)
+        found.append(torch.cosine_similarity(outputs.image_embeds, outputs.text_embeds).item())
+    return np.array(found)
+
+
+def test_two_and_a_half_times_the_cosine_if_it_is_positive(clip_folder, images):
+    expected = cosines(clip_folder, images)
+    scores = clip_score(CAPTIONS, images, clip_folder, batch_size=2)
+    np.testing.assert_allclose(scores.per_image, 2.5 * np.maximum(expected, 0), atol=1e-5)
+    assert scores.corpus == pytest.approx(scores.per_image.mean())
+    assert min(expected) < -0.1 and max(expected) > 0.1, "both signs must be tried"
+
+
+def test_files_and_the_metric_give_the_same(clip_folder, images, tmp_path):
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    result = CaptionMetrics().compute(
+        predictions=CAPTIONS,
+        references=[["a"]] * 3,
+        metrics=["clip_score"],
+        images=paths,
+        clip_folder=clip_folder,
+        per_image=True,
+    )
+    expected = clip_score(CAPTIONS, images, clip_folder)
+    assert result["clip_score"] == pytest.approx(expected.corpus)
+    assert result["per_image"]["clip_score"] == pytest.approx(expected.per_image.tolist())
+
+
+def test_a_long_caption_is_cut(clip_folder, images):
+    scores = clip_score(["dog red " * 50], images[:1], clip_folder)
+    assert np.isfinite(scores.corpus)
+
+
+def test_errors_name_the_field(clip_folder, images):
+    with pytest.raises(ValueError, match="clip_folder must be a folder with a CLIP model, got 'openai/clip'"):
+        clip_score(CAPTIONS, images, "openai/clip")
+    with pytest.raises(ValueError, match="images must be one for each of the 3 captions, got 2"):
+        clip_score(CAPTIONS, images[:2], clip_folder)
