@@ -1,6 +1,7 @@
 """The classic image captioners as Hugging Face models."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 demands torchvision
 
 from .configuration_rnn_captioner import RnnCaptionerConfig
 from .image_processing_captioner import CaptionerImageProcessor

@@ -1,0 +1,132 @@
+"""What both captioner families need so that transformers' common model tests can run on them."""
+
+import contextlib
+from unittest.mock import patch
+
+import torch
+from conftest import IMAGE, VOCAB, random_images, tiny_vision
+from transformers.models.auto import modeling_auto
+
+from . import upstream  # noqa: F401  isort: skip
+from transformers_tests.test_configuration_common import ConfigTester  # isort: skip
+from transformers_tests.test_modeling_common import ModelTesterMixin  # isort: skip
+from transformers_tests.test_training_mixin import TrainingTesterMixin  # isort: skip
+
+
+class CaptionerModelTester:
+    """Tiny captioners and batches for them: images, and tokens that are shown to the decoder."""
+
+    is_training = True
+    batch_size = 3
+    seq_length = 5
+    hidden_size = 16
+    num_attention_heads = 2
+    image_size = IMAGE
+    num_regions = 16  # of 32 x 32 pixels, for `tiny_vision()` and for patches of 8 pixels
+
+    def __init__(self, config_class, settings):
+        self.config_class = config_class
+        self.settings = {
+            "vision_config": tiny_vision(),
+            "vocab_size": VOCAB,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_attention_heads,
+            "dropout": 0.0,
+            **settings,
+        }
+        self.with_input_ids = False
+
+    def get_config(self):
+        return self.config_class(**self.settings)
+
+    def prepare_config_and_inputs_for_common(self):
+        ids = torch.randint(4, VOCAB, (self.batch_size, self.seq_length))
+        inputs = {"pixel_values": random_images(self.batch_size), "decoder_input_ids": ids}
+        if self.with_input_ids:
+            inputs["input_ids"] = ids
+        return self.get_config(), inputs
+
+
+class CaptionerModelTestMixin(TrainingTesterMixin, ModelTesterMixin):
+    """
+    transformers' tests of one configuration of one family.
+
+    Subclasses set `config_class`, `base_class`, `head_class` and, in `settings`, the fields of the configuration.
+    """
+
+    config_class = base_class = head_class = None
+    settings: dict = {}
+    model_tester = None
+    is_encoder_decoder = True
+    test_can_init_all_missing_weights_before_2023 = True  # else skipped: our files have no year of copyright
+    training_overfit_steps = 100
+    training_overfit_seq_length = 8
+    training_overfit_learning_rate = 2e-2
+
+    @property
+    def all_model_classes(self):
+        return self.base_class, self.head_class
+
+    def setUp(self):
+        torch.manual_seed(0)
+        self.model_tester = CaptionerModelTester(self.config_class, self.settings)
+        # Where transformers' tests look up what kind of model a class is.
+        for table, model_class in (
+            ("MODEL_MAPPING_NAMES", self.base_class),
+            ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", self.head_class),
+        ):
+            names = patch.dict(getattr(modeling_auto, table), {self.config_class.model_type: model_class.__name__})
+            names.start()
+            self.addCleanup(names.stop)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        inputs.pop("input_ids", None)
+        return inputs
+
+    def test_config(self):
+        ConfigTester(self, config_class=self.config_class, hidden_size=16).run_common_tests()
+
+    # The two tests write ids near the vocabulary's end into `input_ids`, which the decoder must be shown here, and the
+    # first makes 3 the padding's id, which may not be the end's as well.
+
+    @contextlib.contextmanager
+    def _tokens_also_as_input_ids(self):
+        self.model_tester.with_input_ids = True
+        self.model_tester.settings["eos_token_id"] = 0
+        yield
+
+    def test_resize_tokens_embeddings(self):
+        with self._tokens_also_as_input_ids():
+            super().test_resize_tokens_embeddings()
+
+    def test_resize_embeddings_untied(self):
+        with self._tokens_also_as_input_ids():
+            super().test_resize_embeddings_untied()
+
+    def test_model_forward_default_config_values(self):
+        """As upstream's, but for setting all special ids to 0: the configuration refuses padding that is an end."""
+        settings, inputs = self.model_tester.get_config().to_diff_dict(), self.model_tester
+        for name in ("pad_token_id", "eos_token_id", "bos_token_id", "tie_word_embeddings"):
+            settings.pop(name, None)
+        config, (_, inputs) = self.config_class(**settings), inputs.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            with torch.no_grad():
+                model_class(config).eval()(**inputs)
+
+    # Upstream overfits language models only: here the tokens are captions of two images.
+
+    def _get_model_modality(self):
+        return "text"
+
+    def _create_text_training_batch(self, batch_size, seq_length, vocab_size):
+        captions = torch.arange(4, 4 + seq_length).repeat(batch_size, 1)
+        captions[:, 0] = self.model_tester.get_config().decoder_start_token_id
+        return {"pixel_values": random_images(batch_size), "input_ids": captions, "labels": captions[:, 1:]}
+
+    def _get_trainable_model_class(self):
+        class Captioner(self.head_class):
+            def generate(self, prompts, **kwargs):
+                return super().generate(pixel_values=random_images(2)[:1], decoder_input_ids=prompts, **kwargs)
+
+        return Captioner

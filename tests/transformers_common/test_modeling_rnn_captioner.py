@@ -1,0 +1,144 @@
+"""transformers' common model and configuration tests on the RNN captioners."""
+
+import copy
+import tempfile
+import unittest
+
+import torch
+from transformers import ViTConfig
+
+from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration, RnnCaptionerModel
+
+from .model_testing import CaptionerModelTestMixin
+
+
+class RnnCaptionerModelTestMixin(CaptionerModelTestMixin):
+    config_class = RnnCaptionerConfig
+    base_class = RnnCaptionerModel
+    head_class = RnnCaptionerForConditionalGeneration
+    num_attention_heads = 1
+
+    def _outputs(self, model_class, config, **kwargs):
+        _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        return model_class(copy.deepcopy(config)).eval()(**inputs, **kwargs)
+
+    def test_attention_outputs(self):
+        """The one layer that attends attends to the image: there are cross-attentions alone, of one layer."""
+        if not self.has_attentions:
+            self.skipTest("attention='none'")
+        tester = self.model_tester
+        shape = (tester.batch_size, self.num_attention_heads, tester.seq_length, tester.num_regions)
+        asking = tester.get_config()
+        asking.output_attentions = True
+        for model_class in self.all_model_classes:
+            plain = self._outputs(model_class, tester.get_config())
+            self.assertIsNone(plain.cross_attentions)
+            for outputs in (
+                self._outputs(model_class, tester.get_config(), output_attentions=True),
+                self._outputs(model_class, asking),
+            ):
+                self.assertEqual(set(outputs), {*plain, "cross_attentions"})
+                (weights,) = outputs.cross_attentions
+                self.assertEqual(weights.shape, shape)
+                torch.testing.assert_close(weights.sum(-1), torch.ones(shape[:-1]))
+            both = self._outputs(model_class, asking, output_hidden_states=True)
+            self.assertEqual(set(both), {*plain, "decoder_hidden_states", "cross_attentions"})
+
+    def test_hidden_states_output(self):
+        """The embeddings and the last RNN layer's outputs; the image's side has its regions and no other states."""
+        tester = self.model_tester
+        shape = (tester.batch_size, tester.seq_length, tester.hidden_size)
+        asking = tester.get_config()
+        asking.output_hidden_states = True
+        for model_class in self.all_model_classes:
+            plain = self._outputs(model_class, tester.get_config())
+            for outputs in (
+                self._outputs(model_class, tester.get_config(), output_hidden_states=True),
+                self._outputs(model_class, asking),
+            ):
+                self.assertEqual(set(outputs), {*plain, "decoder_hidden_states"})
+                self.assertEqual([states.shape for states in outputs.decoder_hidden_states], [shape, shape])
+                self.assertEqual(outputs.encoder_last_hidden_state.shape[:2], (tester.batch_size, tester.num_regions))
+
+    def test_retain_grad_hidden_states_attentions(self):
+        """
+        Gradients reach the states that are returned, and flow back from the weights that are returned; those are the
+        weights of all steps put side by side, on which the words do not depend.
+        """
+        outputs = self._outputs(
+            self.base_class, self.model_tester.get_config(), output_hidden_states=True, output_attentions=True
+        )
+        states = [*outputs.decoder_hidden_states, outputs.encoder_last_hidden_state]
+        for tensor in states:
+            tensor.retain_grad()
+        outputs.last_hidden_state[0, -1].sum().backward(retain_graph=True)
+        for tensor in states:
+            self.assertGreater(tensor.grad.abs().sum(), 0)
+        if self.has_attentions:
+            states[-1].grad = None
+            outputs.cross_attentions[0][0, :, -1, 0].sum().backward()
+            self.assertGreater(states[-1].grad.abs().sum(), 0)
+
+    def test_training_overfit(self):
+        # The penalty on the attention stays above zero when there are fewer words than regions.
+        self.model_tester.settings["doubly_stochastic_lambda"] = 0
+        super().test_training_overfit()
+
+
+class AdditiveLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
+    settings = {"attention": "additive", "cell": "lstm"}
+
+
+class MultiHeadGruTest(RnnCaptionerModelTestMixin, unittest.TestCase):
+    settings = {"attention": "multi_head", "cell": "gru", "num_layers": 2}
+    num_attention_heads = 2
+
+
+class NoAttentionLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
+    settings = {"attention": "none", "cell": "lstm"}
+    has_attentions = False
+
+
+class ViTAdditiveLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
+    """A vision model with attention of its own, whose implementation can be chosen."""
+
+    _is_composite = True
+    settings = {
+        "vision_config": ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=32,
+            patch_size=8,
+        )
+    }
+
+    def _implementations(self, model):
+        return model.config._attn_implementation, model.vision_encoder.model.config._attn_implementation
+
+    def test_attn_implementation_composite_models(self):
+        """As upstream's, of which a part supposes a configuration for the text alone."""
+        for model_class in self.all_model_classes:
+            config = self.model_tester.get_config()
+            config._attn_implementation = {"": "eager", "vision_config": "sdpa"}
+            model = model_class(config)
+            self.assertEqual(self._implementations(model), ("eager", "sdpa"))
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                loaded = model_class.from_pretrained(
+                    folder, attn_implementation={"": "sdpa", "vision_config": "eager"}
+                )
+            self.assertEqual(self._implementations(loaded), ("sdpa", "eager"))
+
+    def test_sdpa_can_dispatch_composite_models(self):
+        """As upstream's, which looks for the vision model under other names."""
+        for model_class in self.all_model_classes:
+            with tempfile.TemporaryDirectory() as folder:
+                model_class(self.model_tester.get_config()).save_pretrained(folder)
+                self.assertEqual(self._implementations(model_class.from_pretrained(folder)), ("sdpa", "sdpa"))
+                eager = model_class.from_pretrained(folder, attn_implementation="eager")
+            self.assertEqual(self._implementations(eager), ("eager", "eager"))
+            for module in eager.modules():
+                if type(module).__name__.endswith("Attention"):
+                    self.assertEqual(module.config._attn_implementation, "eager")
