@@ -1,8 +1,8 @@
 """
 Attention of decoder rows to the regions of their image.
 
-Everything on the image's side exists once per image. With B images and N = B * k rows, the k rows of an image adjacent,
-queries are viewed as (B, k, ...) against keys and values (B, heads, L, ...); k is read from the shapes.
+Everything on the image's side exists once per image. With B images and N = B * k rows, the k rows of an image
+adjacent, queries are viewed as (B, k, ...) against keys and values (B, heads, L, ...); k is read from the shapes.
 """
 
 import torch

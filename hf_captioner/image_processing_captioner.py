@@ -48,7 +48,9 @@ class CaptionerImageProcessor(ImageProcessorBackend):
         else:
             side = size if isinstance(size, int) else size.get("shortest_edge")
             if side is None:
-                raise ValueError(f"`size` of {path_or_name} must have a height and width or a shortest_edge, got {size}")
+                raise ValueError(
+                    f"`size` of {path_or_name} must have a height and width or a shortest_edge, got {size}"
+                )
             size = {"height": side, "width": side}
         names = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "resample")
         copied = {name: theirs[name] for name in names if theirs.get(name) is not None}

@@ -1,4 +1,4 @@
-"""What the models of both captioner families share: rows per image, loss, pretrained vision weights, attention maps."""
+"""What captioner models share: rows per image, loss, pretrained vision weights, attention maps."""
 
 import copy
 
@@ -91,6 +91,13 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
 
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers; `AutoModel` as well as the registered auto class then load this class."""
+        if self._auto_class is not None:
+            here = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": here}
+        super().save_pretrained(*args, **kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """

@@ -21,7 +21,9 @@ class RecurrentLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states=None, value_states=None) -> None:
         self.is_initialized = True
 
-    def update(self, state: tuple[torch.Tensor, ...], num_tokens: int = 1, *args, **kwargs) -> tuple[torch.Tensor, ...]:
+    def update(
+        self, state: tuple[torch.Tensor, ...], num_tokens: int = 1, *args, **kwargs
+    ) -> tuple[torch.Tensor, ...]:
         """Replaces the state by the one after `num_tokens` more tokens."""
         self.state = tuple(state)
         self.num_tokens += num_tokens

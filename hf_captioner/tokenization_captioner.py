@@ -38,7 +38,8 @@ def _word_level(captions, vocab_size, min_frequency) -> Tokenizer:
             pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always"),
             # a clitic, a word or number, or a single mark; the mark for the space stays in front
             pre_tokenizers.Split(
-                Regex(rf"'[\p{{L}}\p{{M}}]+|{_SPACE}?[\p{{L}}\p{{M}}\p{{N}}]+|{_SPACE}?[^{_SPACE}]|{_SPACE}"), "isolated"
+                Regex(rf"'[\p{{L}}\p{{M}}]+|{_SPACE}?[\p{{L}}\p{{M}}\p{{N}}]+|{_SPACE}?[^{_SPACE}]|{_SPACE}"),
+                "isolated",
             ),
         ]
     )

@@ -27,8 +27,8 @@ class CaptioningTrainer(Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise ValueError(
-                "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in its "
-                f"configuration instead; got {self.args.label_smoothing_factor}"
+                "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in "
+                f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
         self.vision_learning_rate = vision_learning_rate
 

@@ -141,7 +141,9 @@ class VisionEncoder(nn.Module):
         if output.ndim == 4:
             return output.flatten(2).transpose(1, 2), tuple(output.shape[2:])
         regions = output[:, self._layout.num_prefix_tokens :]
-        grid = tuple(-(-side // stride) for side, stride in zip(pixel_values.shape[2:], self._layout.stride, strict=True))
+        grid = tuple(
+            -(-side // stride) for side, stride in zip(pixel_values.shape[2:], self._layout.stride, strict=True)
+        )
         if grid[0] * grid[1] != regions.shape[1]:
             raise ValueError(
                 f"`pixel_values` of size {tuple(pixel_values.shape[2:])} gives {regions.shape[1]} regions, "

@@ -22,7 +22,12 @@ def tiny_vision() -> ResNetConfig:
 
 def tiny_config(**changes) -> RnnCaptionerConfig:
     settings = dict(
-        vision_config=tiny_vision(), vocab_size=VOCAB, hidden_size=16, attention_size=8, num_attention_heads=2, dropout=0.0
+        vision_config=tiny_vision(),
+        vocab_size=VOCAB,
+        hidden_size=16,
+        attention_size=8,
+        num_attention_heads=2,
+        dropout=0.0,
     )
     return RnnCaptionerConfig(**{**settings, **changes})
 
@@ -43,7 +48,9 @@ def tiny_model(seed: int = 0, **changes) -> RnnCaptionerForConditionalGeneration
 
 
 def random_images(batch: int = 3, size: int = IMAGE, seed: int = 1) -> torch.Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(torch.get_default_dtype())
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(
+        torch.get_default_dtype()
+    )
 
 
 def random_labels(batch: int = 3, rows: int = 2, length: int = 6, seed: int = 2) -> torch.Tensor:

@@ -5,7 +5,7 @@ from torch import nn
 
 
 def _alignment(layer, config, state, regions, projection):
-    """Scores and values of one row: state (H,), regions (L, D) -> a list over heads of (scores (L,), values (L, d))."""
+    """One row: state (H,), regions (L, D) -> a list over heads of (scores (L,), values (L, d))."""
     kind = config.attention
     key, value = projection.key, projection.value
     heads = config.num_attention_heads if kind == "multi_head" else 1

@@ -35,11 +35,18 @@ def images(tmp_path):
 
 
 def content(dataset):
-    return [(image.getpixel((0, 0))[0] // 10, captions) for image, captions in zip(dataset["image"], dataset["captions"], strict=True)]
+    return [
+        (image.getpixel((0, 0))[0] // 10, captions)
+        for image, captions in zip(dataset["image"], dataset["captions"], strict=True)
+    ]
 
 
 def test_parquet_with_bytes_and_lists(tmp_path):
-    rows = {"image": [{"bytes": png(10 * i), "path": None} for i in range(2)], "captions": [["a", "b"], ["c"]], "id": [7, 8]}
+    rows = {
+        "image": [{"bytes": png(10 * i), "path": None} for i in range(2)],
+        "captions": [["a", "b"], ["c"]],
+        "id": [7, 8],
+    }
     Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(tmp_path / "data.parquet")
     dataset = load_captions(str(tmp_path / "data.parquet"))
     assert content(dataset) == [(0, ["a", "b"]), (1, ["c"])] and dataset["id"][:] == [7, 8]
@@ -170,7 +177,8 @@ def processor():
 
 def test_the_collator_keeps_captions_with_their_image(processor):
     rows = [
-        {"image": PILImage.new("RGB", (8, 8), (i, i, i)), "captions": ["picture"] * i, "index": 10 + i} for i in (1, 3, 2)
+        {"image": PILImage.new("RGB", (8, 8), (i, i, i)), "captions": ["picture"] * i, "index": 10 + i}
+        for i in (1, 3, 2)
     ]
     batch = CaptionCollator(processor)(rows)
     assert batch["labels"].shape[:2] == (3, 3) and batch["index"].tolist() == [11, 13, 12]
@@ -192,7 +200,10 @@ def test_an_iterable_data_set_and_a_short_last_batch(processor):
 
     def generate():
         for i in range(8):
-            yield {"image": PILImage.new("RGB", (8, 8), (i * 20,) * 3), "captions": [f"picture {'x' * i}{i}"] * (i % 3 + 1)}
+            yield {
+                "image": PILImage.new("RGB", (8, 8), (i * 20,) * 3),
+                "captions": [f"picture {'x' * i}{i}"] * (i % 3 + 1),
+            }
 
     loader = DataLoader(IterableDataset.from_generator(generate), batch_size=3, collate_fn=CaptionCollator(processor))
     seen = 0

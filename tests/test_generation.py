@@ -66,9 +66,7 @@ def test_beam_settings(length_penalty, early_stopping, eos):
     )
     steps = model.compute_transition_scores(outputs.sequences, outputs.scores, outputs.beam_indices)
     lengths = (outputs.beam_indices >= 0).sum(1)
-    torch.testing.assert_close(
-        steps.sum(1) / lengths**length_penalty, outputs.sequences_scores, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(steps.sum(1) / lengths**length_penalty, outputs.sequences_scores, atol=1e-4, rtol=1e-4)
 
 
 def test_no_repeated_ngrams():

@@ -140,8 +140,17 @@ def test_attention_is_a_distribution_over_regions():
     [
         (dict(), "decoder_input_ids"),
         (dict(decoder_input_ids=torch.ones(3, 2, dtype=torch.long)), "pixel_values"),
-        (dict(pixel_values=torch.zeros(2, 3, 32, 32, dtype=torch.float64), decoder_input_ids=torch.ones(3, 2, dtype=torch.long)), "multiple"),
-        (dict(pixel_values=torch.zeros(2, 1, 32, 32), decoder_input_ids=torch.ones(2, 2, dtype=torch.long)), "3, height"),
+        (
+            dict(
+                pixel_values=torch.zeros(2, 3, 32, 32, dtype=torch.float64),
+                decoder_input_ids=torch.ones(3, 2, dtype=torch.long),
+            ),
+            "multiple",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 1, 32, 32), decoder_input_ids=torch.ones(2, 2, dtype=torch.long)),
+            "3, height",
+        ),
         (dict(image_features=torch.zeros(2, 5, 7), decoder_input_ids=torch.ones(2, 2, dtype=torch.long)), "12"),
     ],
 )

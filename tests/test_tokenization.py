@@ -21,7 +21,12 @@ def tokenizer(request):
 
 def test_ids_of_the_special_tokens(tokenizer):
     assert tokenizer.convert_tokens_to_ids(["<unk>", "<pad>", "<bos>", "<eos>"]) == [0, 1, 2, 3]
-    assert (tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2, 3)
+    assert (tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
     ids = tokenizer("a dog")["input_ids"]
     assert ids[-1] == 3 and 2 not in ids
 

@@ -14,7 +14,12 @@ from conftest import tiny_config
 from datasets import IterableDataset
 from transformers import EvalPrediction, Seq2SeqTrainingArguments
 
-from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, RnnCaptionerForConditionalGeneration, train_tokenizer
+from hf_captioner import (
+    CaptionerImageProcessor,
+    CaptionerProcessor,
+    RnnCaptionerForConditionalGeneration,
+    train_tokenizer,
+)
 from hf_captioner.data import CaptionCollator, shapes_dataset
 from hf_captioner.trainer import CaptioningTrainer, caption_metrics, decode_captions
 
@@ -28,9 +33,7 @@ def setup(tmp_path, rows=10, captions=None, **settings):
     tokenizer = train_tokenizer([text for texts in dataset["captions"] for text in texts])
     processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 32, "width": 32}), tokenizer)
     torch.manual_seed(0)
-    model = RnnCaptionerForConditionalGeneration(
-        tiny_config(vocab_size=len(tokenizer), doubly_stochastic_lambda=0.3)
-    )
+    model = RnnCaptionerForConditionalGeneration(tiny_config(vocab_size=len(tokenizer), doubly_stochastic_lambda=0.3))
     # batch statistics would differ between batch sizes for reasons of their own
     model.freeze_vision()
     model.generation_config.max_new_tokens = 6
@@ -110,7 +113,9 @@ def test_an_iterable_data_set_trains_like_a_list(tmp_path):
     seen = []
     for one in (trainer, streamed):
         one.model.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append((len(kwargs["pixel_values"]), (kwargs["labels"] != -100).any(-1).sum(1))),
+            lambda module, args, kwargs: seen.append(
+                (len(kwargs["pixel_values"]), (kwargs["labels"] != -100).any(-1).sum(1))
+            ),
             with_kwargs=True,
         )
         one.train()
@@ -156,7 +161,8 @@ forward = trainer.model.forward
 def spy(*args, **kwargs):
     if "pixel_values" in kwargs:
         for pixels, labels in zip(kwargs["pixel_values"], kwargs["labels"]):
-            texts = [processor.tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in labels if (row != -100).any()]
+            rows = [row[row != -100] for row in labels if (row != -100).any()]
+            texts = [processor.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
             seen.append((float(pixels.double().sum()), texts))
     return forward(*args, **kwargs)
 trainer.model.forward = spy

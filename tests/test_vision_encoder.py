@@ -122,7 +122,9 @@ def test_a_frozen_cnn_keeps_its_batch_statistics():
 
 
 def test_another_image_size_than_the_configuration_names():
-    encoder = VisionEncoder(SwinConfig(patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)).eval()
+    encoder = VisionEncoder(
+        SwinConfig(patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    ).eval()
     assert encoder(torch.randn(1, 3, 96, 64))[1] == (12, 8)
     assert VisionEncoder(tiny_vision())(torch.randn(1, 3, 64, 96))[1] == (8, 12)
 
@@ -164,7 +166,10 @@ def test_from_a_dual_model_comes_its_vision_tower(tmp_path):
 
 def test_the_image_processor_of_a_vision_model(tmp_path):
     settings = dict(
-        size={"shortest_edge": 80}, crop_size={"height": 72, "width": 72}, do_center_crop=True, image_mean=[0.1, 0.2, 0.3]
+        size={"shortest_edge": 80},
+        crop_size={"height": 72, "width": 72},
+        do_center_crop=True,
+        image_mean=[0.1, 0.2, 0.3],
     )
     (tmp_path / "preprocessor_config.json").write_text(__import__("json").dumps(settings))
     processor = CaptionerImageProcessor.from_vision_pretrained(tmp_path)

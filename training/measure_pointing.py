@@ -3,9 +3,9 @@ Does a captioner trained on shapes look at what it names?
 
     python training/measure_pointing.py --model outputs/quickstart --rows 500
 
-Every time that a caption, one of the image's references word for word, says "circle", "square", "triangle" or "diamond",
-the reference tells which object is meant. It is a hit if the centre of the cell with the largest weight at that word
-lies in the object's box. Weights are the mean over heads; of several layers each is reported, and their mean.
+Every time that a caption, one of the image's references word for word, says "circle", "square", "triangle" or
+"diamond", the reference tells which object is meant. It is a hit if the centre of the cell with the largest weight at
+that word lies in the object's box. Weights are the mean over heads; of several layers each is reported, and their mean.
 """
 
 import json
@@ -50,7 +50,7 @@ def named_objects(tokens: list[str], caption: str, row: dict) -> list[tuple[int,
 
 @torch.no_grad()
 def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[str, float]:
-    """`exact_match`, `named` (words counted) and the share of hits: `pointing`, with several layers `pointing_layer_i`."""
+    """`exact_match`, `named` (words counted), `pointing` (share of hits), and with several layers each one's share."""
     exact, named, hits = 0, 0, {}
     for start in tqdm(range(0, len(dataset), batch_size), desc="captioning", unit="batch"):
         rows = dataset[start : start + batch_size]

@@ -5,8 +5,8 @@ Trains a captioner of any family on any source of images and captions, and saves
     accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive.yaml \
         --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
 
-Settings are the fields of the classes below and of transformers' `Seq2SeqTrainingArguments`; what stands on the command
-line goes before what stands in the YAML file.
+Settings are the fields of the classes below and of transformers' `Seq2SeqTrainingArguments`; what stands on the
+command line goes before what stands in the YAML file.
 """
 
 import json
@@ -40,7 +40,9 @@ class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "folder or Hub name of a captioner to train further"})
     model_type: str = field(default="rnn_captioner", metadata={"help": "family of a new captioner"})
     model_config: str = field(default="{}", metadata={"help": "fields of its configuration, as JSON"})
-    vision_model: str | None = field(default=None, metadata={"help": "folder or Hub name of pretrained vision weights"})
+    vision_model: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of pretrained vision weights"}
+    )
     image_size: int | None = field(default=None, metadata={"help": "side of the square that images are resized to"})
     freeze_vision: bool = field(default=False, metadata={"help": "leave the vision model as it is"})
     vision_learning_rate: float | None = field(default=None, metadata={"help": "the others' learning rate by default"})
@@ -108,7 +110,11 @@ def build(model_args: ModelArguments, captions: list[str]):
         config = AutoConfig.for_model(
             model_args.model_type, vocab_size=len(tokenizer), **json.loads(model_args.model_config)
         )
-        size = {} if model_args.image_size is None else {"size": dict.fromkeys(("height", "width"), model_args.image_size)}
+        size = (
+            {}
+            if model_args.image_size is None
+            else {"size": dict.fromkeys(("height", "width"), model_args.image_size)}
+        )
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         if model_args.vision_model is None:
             model = model_class(config)
@@ -151,7 +157,8 @@ def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
     if args.resume_from_checkpoint in (None, "", "false", "False"):
         if last is not None:
             raise ValueError(
-                f"`output_dir` must be new, or go on from its checkpoints with --resume_from_checkpoint last, got {last}"
+                "`output_dir` must be new, or go on from its checkpoints with --resume_from_checkpoint last, "
+                f"got {last}"
             )
         return None
     if args.resume_from_checkpoint in ("last", "true", "True"):

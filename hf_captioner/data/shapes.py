@@ -1,8 +1,9 @@
 """
 Images made on the spot: a few coloured shapes at known places, with all the captions that are right for them.
 
-Because the boxes are known, the set also tests attention: when the word "circle" is said, the map's peak should lie in
-the circle's box. It is drawn with integer arithmetic from Python's own generator, so every machine sees the same pixels.
+Because the boxes are known, the set also tests attention: when the word "circle" is said, the map's peak should lie
+in the circle's box. It is drawn with integer arithmetic from Python's own generator, so every machine sees the same
+pixels.
 """
 
 import io

@@ -96,7 +96,8 @@ def _open(source: str, split: str | None) -> tuple[Dataset, Path | None]:
         if parquet:
             return _read_table(parquet), path
         raise ValueError(
-            f"`source` must hold a table named metadata.* or captions.*, Parquet files or a saved data set, got {source}"
+            "`source` must hold a table named metadata.* or captions.*, Parquet files or a saved data set, "
+            f"got {source}"
         )
     if path.is_absolute() or source.startswith((".", "~")) or path.suffix in TABLE_LOADERS:
         raise FileNotFoundError(f"`source` does not exist: {source}")
@@ -149,7 +150,9 @@ def _collect_captions(dataset, source: str, columns: Sequence[str]) -> list[list
                 captions[row].append(text)
     for row, texts in enumerate(captions):
         if not texts:
-            raise ValueError(f"`{', '.join(columns)}` of {source} must hold a caption in every row, row {row} has none")
+            raise ValueError(
+                f"`{', '.join(columns)}` of {source} must hold a caption in every row, row {row} has none"
+            )
     return captions
 
 

@@ -1,0 +1,36 @@
+# Everything runs in .venv, from the versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup quickstart test test-fast style bench
+
+setup: $(INSTALLED)
+
+# torch by itself first: asked for together with the rest, the resolver may look at builds with CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install -q -c constraints.txt torch
+	$(RUN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+quickstart: setup
+	rm -rf outputs/quickstart
+	$(RUN)/accelerate launch training/train.py --config training/configs/quickstart.yaml
+
+test: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/python tests/transformers_common/fetch.py
+	$(RUN)/python -m pytest
+
+test-fast: setup
+	$(RUN)/python -m pytest -m "not slow" --ignore tests/transformers_common
+
+style: setup
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+bench: setup
+	$(RUN)/python training/benchmark_metrics.py

@@ -1,0 +1,183 @@
+"""Saved folders load anywhere: same logits bit for bit, in a process with or without the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ATTENTIONS, random_images, tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageTextToText
+
+from hf_captioner import (
+    CaptionerImageProcessor,
+    CaptionerProcessor,
+    RnnCaptionerForConditionalGeneration,
+    RnnCaptionerModel,
+    train_tokenizer,
+)
+
+ROOT = Path(__file__).parents[1]
+
+LOAD = """
+import sys
+sys.path[:] = [path for path in sys.path if path not in ({root!r}, "")]
+if {hide}:
+    sys.modules["hf_captioner"] = None  # as on a machine without the package
+else:
+    sys.path.insert(0, {root!r})
+    import hf_captioner
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+inputs = load_file("inputs.safetensors")
+found = {{}}
+for auto in (AutoModel, AutoModelForImageTextToText):
+    model = auto.from_pretrained("saved", trust_remote_code={hide}).eval()
+    assert type(model).__name__ == "RnnCaptionerForConditionalGeneration", type(model)
+    assert type(model).__module__.startswith("transformers_modules" if {hide} else "hf_captioner")
+    with torch.no_grad():
+        found[auto.__name__] = model(**inputs).logits
+        beams = model.generate(inputs["pixel_values"], num_beams=3, max_new_tokens=6)
+    found["beam_" + auto.__name__] = beams.contiguous()
+processor = AutoProcessor.from_pretrained("saved", trust_remote_code={hide})
+assert type(processor).__name__ == "CaptionerProcessor"
+found["labels"] = processor(text_target=["a red dog 's ball ."], return_tensors="pt")["labels"]
+save_file(found, "found.safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hide", [True, False])
+@pytest.mark.parametrize("attention,tied", [("multi_head", True), ("additive", False), ("none", True)])
+def test_a_fresh_process_gives_the_same_logits(tmp_path, attention, tied, hide):
+    tokenizer = train_tokenizer(["a red dog 's ball ."])
+    model = tiny_model(attention=attention, tie_word_embeddings=tied, vocab_size=len(tokenizer), context_mlp=tied)
+    processor = CaptionerProcessor(CaptionerImageProcessor(), tokenizer)
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    inputs = {"pixel_values": random_images(), "decoder_input_ids": torch.randint(0, len(tokenizer), (6, 4))}
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    (tmp_path / "load.py").write_text(LOAD.format(root=str(ROOT), hide=hide))
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "load.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = load_file(tmp_path / "found.safetensors")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    for auto in ("AutoModel", "AutoModelForImageTextToText"):
+        assert torch.equal(found[auto], logits)
+        assert torch.equal(
+            found[f"beam_{auto}"], model.generate(inputs["pixel_values"], num_beams=3, max_new_tokens=6)
+        )
+    expected = processor(text_target=["a red dog 's ball ."], return_tensors="pt")["labels"]
+    assert torch.equal(found["labels"], expected)
+
+
+def test_the_folder_holds_safetensors_and_its_own_code(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "model.safetensors" in names and not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert {
+        "modeling_rnn_captioner.py",
+        "configuration_rnn_captioner.py",
+        "attention.py",
+        "recurrent_cache.py",
+    } <= names
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    here = "modeling_rnn_captioner.RnnCaptionerForConditionalGeneration"
+    assert auto_map["AutoModel"] == auto_map["AutoModelForImageTextToText"] == here
+    assert auto_map["AutoConfig"] == "configuration_rnn_captioner.RnnCaptionerConfig"
+
+
+def test_travelling_files_import_only_their_siblings():
+    """What goes to the Hub is flat: no package imports, one relative import a line, no module imports."""
+    for path in (ROOT / "hf_captioner").glob("*.py"):
+        if path.name == "__init__.py" or not path.name.startswith(
+            ("configuration", "modeling", "attention.py", "vision", "recurrent", "image_processing", "processing")
+        ):
+            continue
+        for line in path.read_text().splitlines():
+            if line.startswith(("from .", "import .")):
+                assert line.startswith("from .") and " import " in line and not line.startswith("from . import"), line
+                assert "." not in line.split(" import ")[0][len("from .") :], line
+            assert "hf_captioner" not in line or not line.lstrip().startswith(("import", "from")), line
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights_stay_tied(tmp_path, tied):
+    model = tiny_model(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
+    loaded = RnnCaptionerForConditionalGeneration.from_pretrained(tmp_path)
+    shared = loaded.lm_head.weight is loaded.model.decoder.embed_tokens.weight
+    assert shared is tied
+    loaded.train()(pixel_values=random_images(), decoder_input_ids=torch.full((3, 2), 2)).logits.sum().backward()
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("cell,layers", [("lstm", 1), ("gru", 3)])
+def test_every_module_loads_right_from_meta(tmp_path, attention, cell, layers):
+    """`from_pretrained` builds on the meta device; nothing may come back as it was left there."""
+    model = tiny_model(attention=attention, cell=cell, num_layers=layers, context_mlp=attention == "dot")
+    model.save_pretrained(tmp_path)
+    loaded, info = RnnCaptionerForConditionalGeneration.from_pretrained(
+        tmp_path, low_cpu_mem_usage=True, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    state = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    for (name, mine), theirs in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert mine.requires_grad == theirs.requires_grad, name
+
+
+def test_missing_weights_are_initialised_like_new_ones(tmp_path):
+    """A checkpoint without its decoder, as when only the encoder is shared."""
+    model = tiny_model(num_layers=2)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "decoder" not in name and "lm_head" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = RnnCaptionerForConditionalGeneration.from_pretrained(tmp_path)
+    fresh = RnnCaptionerForConditionalGeneration(tiny_config(num_layers=2))
+    for (name, mine), theirs in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
+        if "decoder" in name or "lm_head" in name:
+            assert torch.isfinite(mine).all() and mine.abs().max() < 2, name
+            if mine.numel() > 1:
+                assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.5, abs=1e-6), name
+
+
+def test_the_base_model_loads_alone(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    base = RnnCaptionerModel.from_pretrained(tmp_path).eval()
+    inputs = dict(pixel_values=random_images(), decoder_input_ids=torch.full((3, 2), 2))
+    with torch.no_grad():
+        hidden = base(**inputs).last_hidden_state
+        torch.testing.assert_close(model.lm_head(hidden), model(**inputs).logits)
+
+
+def test_auto_classes_of_the_installed_package(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is RnnCaptionerForConditionalGeneration
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is RnnCaptionerForConditionalGeneration
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tmp_path, dtype):
+    tiny_model().save_pretrained(tmp_path)
+    model = RnnCaptionerForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    found = model.generate(random_images().to(dtype), num_beams=3, max_new_tokens=4)
+    assert found.shape[0] == 3
+    loss = model(pixel_values=random_images().to(dtype), labels=torch.full((3, 1, 4), 5)).loss
+    assert torch.isfinite(loss)
