@@ -90,7 +90,7 @@ class AdditiveLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
 
 
 class MultiHeadGruTest(RnnCaptionerModelTestMixin, unittest.TestCase):
-    settings = {"attention": "multi_head", "cell": "gru", "num_layers": 2}
+    settings = {"attention": "multi_head", "cell": "gru", "num_layers": 2, "tie_word_embeddings": True}
     num_attention_heads = 2
 
 
