@@ -1,5 +1,6 @@
 """METEOR's exact and stem stages, without Java."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from .scores import Scores
 # weights of the stages.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT, STEM, SYNONYM, PARAPHRASE = 1.0, 0.6, 0.8, 0.6
-BEAM = 1000
+BEAM = 200
 
 # The words that make up more than a thousandth of English news text, which is how the paper defines function words.
 FUNCTION_WORDS = frozenset(
@@ -106,21 +107,25 @@ def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list
     for place, word in enumerate(reference):
         places.setdefault(_stem(word), []).append(place)
     stems = [_stem(word) for word in candidate]
+    # every equal pair that the counts of a word allow can be had, so more words alone than that need not be tried
+    counts = Counter(reference)
+    most_alone = sum(max(0, count - counts[word]) for word, count in Counter(candidate).items() if word in counts)
 
     # a partial alignment is known by the places taken and the last one; the first four numbers are to be small
     beam: dict[tuple[int, int], tuple] = {(0, -2): (0, 0, 0, 0, ())}
     for here, (stem, word) in enumerate(zip(stems, candidate, strict=True)):
         options = places.get(stem, ())
         only = len(options) == 1 and stems.count(stem) == 1
+        alone = int(word in counts)
         longer: dict[tuple[int, int], tuple] = {}
         for (taken, last), (unequal, chunks, unpaired, distance, pairs) in beam.items():
-            if not only:
-                _keep(longer, (taken, -2), (unequal + 1, chunks, unpaired + 1, distance, pairs))
+            if not only and unequal + alone <= most_alone:
+                _keep(longer, (taken, -2), (unequal + alone, chunks, unpaired + 1, distance, pairs))
             for place in options:
-                if not taken >> place & 1:
-                    counts = (unequal + (reference[place] != word), chunks + (place != last + 1), unpaired)
-                    state = (*counts, distance + abs(here - place), (*pairs, (here, place)))
-                    _keep(longer, (taken | 1 << place, place), state)
+                missed = unequal + (alone and reference[place] != word)
+                if not taken >> place & 1 and missed <= most_alone:
+                    state = (missed, chunks + (place != last + 1), unpaired, distance + abs(here - place))
+                    _keep(longer, (taken | 1 << place, place), (*state, (*pairs, (here, place))))
         beam = dict(sorted(longer.items(), key=lambda item: item[1])[:BEAM]) if len(longer) > BEAM else longer
     _, chunks, _, _, pairs = min(beam.values())
     return list(pairs), chunks
