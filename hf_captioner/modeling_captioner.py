@@ -75,7 +75,6 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
 
     model_class: type[CaptionerPreTrainedModel]
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
-    _keys_to_ignore_at_inference = ["past_key_values", "encoder_last_hidden_state"]
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
