@@ -67,6 +67,8 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.startswith("weight_hh"):
