@@ -16,7 +16,7 @@ from .meteor import meteor_exact_stem
 from .ngrams import count_ngrams, flatten_references
 from .ptb_tokenizer import tokenize
 from .rouge import rouge_l
-from .scores import Scores
+from .scores import NotAvailableError, Scores
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 DEFAULT_METRICS = (*BLEU, "rouge_l", "cider", "cider_d", "meteor_exact_stem", "exact_match")
@@ -115,11 +115,12 @@ class CaptionMetrics(evaluate.Metric):
         candidates, truths = tokenize(predictions), [tokenize(captions) for captions in references]
         scores = score_words(candidates, truths, metrics, document_frequency)
         missing: dict[str, str] = {}
-        for name, scorer in (("meteor_1.5", java.meteor), ("spice", java.spice)):
+        perhaps = {"meteor_exact_stem": meteor_exact_stem, "meteor_1.5": java.meteor, "spice": java.spice}
+        for name, scorer in perhaps.items():
             if name in metrics:
                 try:
                     scores[name] = scorer(candidates, truths)
-                except java.NotAvailableError as error:
+                except NotAvailableError as error:
                     missing[name] = f"not available, because {error}"
         if "clip_score" in metrics:
             if images is None or clip_folder is None:
@@ -170,12 +171,13 @@ def score_words(
     metrics: Sequence[str] = DEFAULT_METRICS,
     document_frequency: DocumentFrequency | None = None,
 ) -> dict[str, Scores]:
-    """The scores of captions that are words already, by metric; n-grams are counted once for all metrics.
+    """The scores of captions that are words already, by metric: BLEU, CIDEr, ROUGE-L, exact match. N-grams are counted
+    once for all of them.
 
     Args:
         candidates: B captions, each a list of words.
         references: B lists of one or more captions, each a list of words.
-        metrics: names among `DEFAULT_METRICS`.
+        metrics: names; others than those above are left out.
         document_frequency: what CIDEr weighs words by, by default that of the references.
     """
     scores: dict[str, Scores] = {}
@@ -192,7 +194,6 @@ def score_words(
     if "exact_match" in metrics:
         pairs = zip(candidates, references, strict=True)
         scores["exact_match"] = Scores.from_mean([candidate in captions for candidate, captions in pairs])
-    for name, scorer in (("rouge_l", rouge_l), ("meteor_exact_stem", meteor_exact_stem)):
-        if name in metrics:
-            scores[name] = scorer(candidates, references)
+    if "rouge_l" in metrics:
+        scores["rouge_l"] = rouge_l(candidates, references)
     return scores

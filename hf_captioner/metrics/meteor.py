@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import regex
 
-from .scores import Scores
+from .scores import NotAvailableError, Scores
 
 # English parameters of METEOR 1.5 (Denkowski and Lavie 2014, table 1): the weight of precision against recall,
 # exponent and weight of the fragmentation penalty, the weight of content words against function words, and the
@@ -44,7 +44,7 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
         those of the reference that it matches best.
 
     Raises:
-        ImportError: nltk, which has the stemmer, is not installed.
+        NotAvailableError: nltk, which has the stemmer, is not installed.
     """
     statistics = [_best(*pair) for pair in zip(candidates, references, strict=True)]
     return Scores(np.array(statistics, np.float64), meteor_from_sums)
@@ -158,6 +158,8 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _stemmer():
-    from nltk.stem.snowball import EnglishStemmer  # Porter's second stemmer, which METEOR 1.5 uses
-
+    try:
+        from nltk.stem.snowball import EnglishStemmer  # Porter's second stemmer, which METEOR 1.5 uses
+    except ImportError:
+        raise NotAvailableError("nltk is not installed") from None
     return EnglishStemmer()
