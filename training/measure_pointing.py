@@ -36,8 +36,8 @@ class Arguments:
 
 def is_hit(weights: torch.Tensor, box: list[int], margin: float = 0) -> bool:
     """
-    Whether the centre of the largest cell of a map (h, w) lies in a box (left, top, right, bottom) in pixels, or at most
-    `margin` pixels beside it.
+    Whether the centre of the largest cell of a map (h, w) lies in a box (left, top, right, bottom) in pixels, or at
+    most `margin` pixels beside it.
     """
     height, width = weights.shape
     row, column = divmod(int(weights.argmax()), width)
