@@ -7,7 +7,8 @@ Every time that a caption, one of the image's references word for word, says "ci
 "diamond", the reference tells which object is meant. It is a hit if the centre of the cell with the largest weight at
 that word lies in the object's box. Weights are the mean over heads; with several layers each is reported, and their
 mean. `pointing_near` lets the peak lie up to one cell beside the box: neighbouring cells see the same object, and
-nothing in the loss prefers the one in its middle.
+nothing in the loss prefers the one in its middle. `pointing_in_phrase` counts a hit at the shape's word or at one of
+the two before it, its size and colour in most captions: a decoder may take in an object at once and remember it.
 """
 
 import json
@@ -80,6 +81,9 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
                     hits[name] = hits.get(name, 0) + is_hit(weights[index, place], box)
                 near = is_hit(maps["pointing"][index, place], box, margin=IMAGE_SIZE / grid[1])
                 hits["pointing_near"] = hits.get("pointing_near", 0) + near
+                phrase = maps["pointing"][index, max(place - 2, 0) : place + 1]
+                looked = any(is_hit(word, box) for word in phrase)
+                hits["pointing_in_phrase"] = hits.get("pointing_in_phrase", 0) + looked
     shares = {name: count / named for name, count in hits.items()}
     if len(layers) == 1:  # it is its own mean
         shares.pop("pointing_layer_0", None)
