@@ -159,6 +159,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             logits_to_keep: number of last positions (0: all) to compute logits for, or their indices.
             num_items_in_batch: number of real tokens in the whole (accumulated) batch, by which the loss is divided.
                 Defaults to the number in this one.
+            **kwargs: what the family's base model takes beside these.
 
         Returns:
             `Seq2SeqLMOutput` with `loss` (a scalar, if there are labels) and `logits` (N, T, vocab_size). In training
@@ -186,6 +187,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             output_attentions=wants_attentions or penalised,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **kwargs,
         )
         hidden = outputs.last_hidden_state  # (N, T, H)
         loss = None
@@ -218,6 +220,8 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions if wants_attentions else None,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
         )
 
     def attention_maps(

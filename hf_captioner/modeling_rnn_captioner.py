@@ -115,7 +115,7 @@ class RnnCaptionerEncoder(nn.Module):
         Raises:
             ValueError: if not exactly one of them is given, or the features have another width.
         """
-        regions = self.vision_encoder.regions(pixel_values, image_features)
+        regions, _ = self.vision_encoder.regions(pixel_values, image_features)
         mean = regions.mean(dim=1)
         if self.config.attention == "none":
             output = RnnCaptionerEncoderOutput(last_hidden_state=regions, context=self.pooled_mlp(mean))

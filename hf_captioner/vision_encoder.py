@@ -153,9 +153,9 @@ class VisionEncoder(nn.Module):
 
     def regions(
         self, pixel_values: torch.FloatTensor | None = None, image_features: torch.FloatTensor | None = None
-    ) -> torch.FloatTensor:
+    ) -> tuple[torch.FloatTensor, tuple[int, int] | None]:
         """
-        Regions (B, L, D) from images, or the given ones.
+        Regions (B, L, D) from images, or the given ones, and their grid (h, w) if it is known.
 
         Raises:
             ValueError: if not exactly one is given, or the features are not (B, L, D).
@@ -163,9 +163,9 @@ class VisionEncoder(nn.Module):
         if (pixel_values is None) == (image_features is None):
             raise ValueError("exactly one of `pixel_values` and `image_features` must be given")
         if image_features is None:
-            return self(pixel_values)[0]
+            return self(pixel_values)
         if image_features.ndim != 3 or image_features.shape[-1] != self.width:
             raise ValueError(
                 f"`image_features` must be (batch, regions, {self.width}), got {tuple(image_features.shape)}"
             )
-        return image_features
+        return image_features, None
