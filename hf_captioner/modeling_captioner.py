@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -13,7 +14,7 @@ from .vision_encoder import VisionEncoder, load_vision_model
 
 
 class CaptionerPreTrainedModel(PreTrainedModel):
-    """Base of every captioner class: loading, saving and the vision model."""
+    """Base of every captioner class: initial weights, loading and the vision model."""
 
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -24,10 +25,29 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         config.validate()
         super().__init__(config)
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # The usual 0.02 would let little of the image through to the words, and little of their gradient back, unless
+        # layers are wide or normalised: every linear map keeps the scale of what it is given instead.
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        else:
+            super()._init_weights(module)
+
     @property
     def vision_encoder(self) -> VisionEncoder:
         """The module that turns images into regions."""
         return self.get_encoder().vision_encoder
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As in transformers; a vision model without attention, or without a choice of it, is passed over."""
+        if isinstance(attn_implementation, str) and not self.vision_encoder.chooses_attention:
+            attn_implementation = {"": attn_implementation, "vision_config": "eager"}
+        super().set_attn_implementation(attn_implementation, **kwargs)
 
     def freeze_vision(self) -> None:
         """Excludes the vision model from training; its batch statistics stay as they are, too."""

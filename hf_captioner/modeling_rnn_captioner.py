@@ -59,15 +59,7 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # Without normalisation layers, the usual 0.02 would let little of the image through to the words, and little
-        # of their gradient back: every linear map keeps the scale of what it is given instead.
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.startswith("weight_hh"):
                     init.orthogonal_(parameter)

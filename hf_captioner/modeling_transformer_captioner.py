@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationMixin
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -51,18 +50,6 @@ class TransformerCaptionerPreTrainedModel(CaptionerPreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, nn.Embedding):
-            # Vaswani et al. 2017, section 3.4: multiplied by sqrt(H), words are of the size of their positions, and the
-            # same matrix turns normalised states into moderate logits.
-            init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, TransformerCaptionerEncoder):
-            # The vision model sets the scale of its regions: keep it, or positions would drown them.
-            init.xavier_uniform_(module.region_projection.weight)
-        else:
-            super()._init_weights(module)
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -234,9 +221,7 @@ class TransformerCaptionerDecoderLayer(GradientCheckpointingLayer):
         self.feed_forward = TransformerCaptionerFeedForward(config)
         self.feed_forward_residual = TransformerCaptionerResidual(config)
 
-    def forward(
-        self, hidden_states, key, value, attention_mask=None, past_key_values=None, output_attentions=False
-    ):
+    def forward(self, hidden_states, key, value, attention_mask=None, past_key_values=None, output_attentions=False):
         """
         Args:
             hidden_states: (N, T, H), N = B * k.
