@@ -23,10 +23,10 @@ test: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/python tests/transformers_common/fetch.py
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto
 
 test-fast: setup
-	$(RUN)/python -m pytest -m "not slow" --ignore tests/transformers_common
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto -m "not slow" --ignore tests/transformers_common
 
 style: setup
 	$(RUN)/ruff check --fix .

@@ -43,6 +43,7 @@ class CaptionerConfig(PreTrainedConfig):
     """
 
     sub_configs = {"vision_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values", "encoder_last_hidden_state"]
 
     vision_config: dict | PreTrainedConfig | None = None
     vocab_size: int = 10000

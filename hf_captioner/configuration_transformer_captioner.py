@@ -13,9 +13,9 @@ _DEFAULT_LEARNED_POSITIONS = 128
 @strict
 class TransformerCaptionerConfig(CaptionerConfig):
     r"""
-    Configuration of a captioner whose decoder is a Transformer. The defaults are the base model of Attention Is All You
-    Need (Vaswani et al. 2017), with the regions of an image in place of the source sentence. Fields that are not listed
-    here are described at [`CaptionerConfig`].
+    Configuration of a captioner whose decoder is a Transformer. The defaults are those of the base model of Attention
+    Is All You Need (Vaswani et al. 2017), with the regions of an image in place of the source sentence. Fields that
+    are not listed here are described at [`CaptionerConfig`].
 
     Args:
         encoder_layers (`int`, defaults to 6):

@@ -35,6 +35,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
         else:
             super()._init_weights(module)
 
@@ -95,7 +97,6 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
 
     model_class: type[CaptionerPreTrainedModel]
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
-    _keys_to_ignore_at_inference = ["past_key_values", "encoder_last_hidden_state"]
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)

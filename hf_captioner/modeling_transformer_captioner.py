@@ -172,8 +172,8 @@ class TransformerCaptionerFeedForward(nn.Sequential):
 
 class TransformerCaptionerResidual(nn.Module):
     """
-    What surrounds a sublayer f: norm(x + f(x)) (Vaswani et al. 2017, section 3.1), or x + f(norm(x)) (Xiong et al. 2020)
-    if `norm` is `"pre"`; `enter` gives what f reads and `leave` takes what it says.
+    What surrounds a sublayer f: norm(x + f(x)) (Vaswani et al. 2017, section 3.1), or x + f(norm(x)) (Xiong et al.
+    2020) if `norm` is `"pre"`; `enter` gives what f reads and `leave` takes what it says.
     """
 
     def __init__(self, config: TransformerCaptionerConfig):

@@ -70,11 +70,17 @@ def test_beam_settings(length_penalty, early_stopping, eos):
     expected = [found for image in regions for found in beam_search(model, image, 4, 7, **settings)]
     assert torch.equal(outputs.sequences, padded([tokens for _, tokens in expected]))
     torch.testing.assert_close(
-        outputs.sequences_scores, torch.tensor([score for score, _ in expected]), atol=1e-4, rtol=1e-4
+        outputs.sequences_scores,
+        torch.tensor([score for score, _ in expected]),
+        atol=1e-4,
+        rtol=1e-4,
+        check_dtype=False,  # versions of transformers differ
     )
     steps = model.compute_transition_scores(outputs.sequences, outputs.scores, outputs.beam_indices)
     lengths = (outputs.beam_indices >= 0).sum(1)
-    torch.testing.assert_close(steps.sum(1) / lengths**length_penalty, outputs.sequences_scores, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        steps.sum(1) / lengths**length_penalty, outputs.sequences_scores, atol=1e-4, rtol=1e-4, check_dtype=False
+    )
 
 
 def test_no_repeated_ngrams():
@@ -111,8 +117,8 @@ def test_a_prompt_is_continued():
 @pytest.mark.parametrize("system", list(SYSTEMS)[1:])
 @pytest.mark.parametrize("num_beams,returned", [(1, 1), (4, 3)])
 def test_attention_maps_are_those_of_the_returned_caption(system, num_beams, returned):
-    model = tiny_model(**SYSTEMS[system], seed=1)
-    regions = torch.randn(3, 16, 12, generator=torch.Generator().manual_seed(6))
+    model = tiny_model(**SYSTEMS[system], seed=2)
+    regions = 2 * torch.randn(8, 16, 12, generator=torch.Generator().manual_seed(6))
     asked = dict(
         encoder_outputs=model.get_encoder()(image_features=regions),
         num_beams=num_beams,
@@ -121,14 +127,16 @@ def test_attention_maps_are_those_of_the_returned_caption(system, num_beams, ret
         output_attentions=True,
         return_dict_in_generate=True,
     )
-    # a second end, so that some captions are shorter than others
-    end = int(model.generate(**asked).sequences[0, 3])
-    model.generation_config.eos_token_id = [3, end]
-    outputs = model.generate(**asked)
+    # a second end that makes some captions shorter than others
+    for end in model.generate(**asked).sequences.unique().clamp(min=4).tolist():
+        model.generation_config.eos_token_id = [3, end]
+        outputs = model.generate(**asked)
+        if 0 < (outputs.sequences[:, -1] == 1).sum() < len(outputs.sequences):  # padding
+            break
     maps = model.attention_maps(outputs, grid=(2, 8))
     heads = outputs.cross_attentions[0][-1].shape[1]
     last_head = model.attention_maps(outputs, grid=(2, 8), head=heads - 1)
-    assert maps.shape[0] == 3 * returned and maps.shape[2:] == (2, 8)
+    assert maps.shape[0] == 8 * returned and maps.shape[2:] == (2, 8)
     ended_early = 0
     for row, tokens in enumerate(outputs.sequences.tolist()):
         length = next((i for i, token in enumerate(tokens) if token in (3, end)), len(tokens) - 1)

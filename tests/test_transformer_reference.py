@@ -232,7 +232,7 @@ def test_eager_equals_sdpa(system):
     model = tiny_model(**TRANSFORMERS[system])
     assert model.config._attn_implementation == "sdpa"
     other = copy.deepcopy(model)
-    other.set_attn_implementation("eager")
+    other.set_attn_implementation({"": "eager"})  # the vision model's own differs in precision
     images, labels = random_images(), random_labels(rows=3)
     losses = [one(pixel_values=images, labels=labels).loss for one in (model, other)]
     torch.testing.assert_close(*losses)
@@ -398,7 +398,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_new_weights_are_of_moderate_size():
-    """Words as large as their positions (Vaswani et al. 2017, section 3.4), regions as large as in the vision model."""
+    """Words as large as their positions (Vaswani et al. 2017, section 3.4), regions as in the vision model."""
     torch.manual_seed(0)
     model = TransformerCaptionerForConditionalGeneration(
         tiny_config("transformer_captioner", hidden_size=64, vocab_size=500)

@@ -5,7 +5,8 @@ Does a captioner trained on shapes look at what it names?
 
 Every time that a caption, one of the image's references word for word, says "circle", "square", "triangle" or
 "diamond", the reference tells which object is meant. It is a hit if the centre of the cell with the largest weight at
-that word lies in the object's box. Weights are the mean over heads; of several layers each is reported, and their mean.
+that word lies in the object's box. Weights are the mean over heads; with several layers each is reported, and their
+mean.
 """
 
 import json

@@ -94,6 +94,9 @@ def cache_features(
             progress.update(len(regions))
     vision_encoder.train(was_training)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"features": features}, unfinished)
-    unfinished.replace(path)
+    try:
+        save_file({"features": features}, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return FeatureDataset(dataset, path)

@@ -16,7 +16,7 @@ from .meteor import meteor_exact_stem
 from .ngrams import count_ngrams, flatten_references
 from .ptb_tokenizer import tokenize
 from .rouge import rouge_l
-from .scores import Scores
+from .scores import NotAvailableError, Scores
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 DEFAULT_METRICS = (*BLEU, "rouge_l", "cider", "cider_d", "meteor_exact_stem", "exact_match")
@@ -112,7 +112,21 @@ class CaptionMetrics(evaluate.Metric):
         unknown = [name for name in metrics if name not in ALL_METRICS]
         if unknown:
             raise ValueError(f"metrics must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
-        scores, missing = _score(predictions, references, set(metrics), document_frequency, images, clip_folder)
+        candidates, truths = tokenize(predictions), [tokenize(captions) for captions in references]
+        scores = score_words(candidates, truths, metrics, document_frequency)
+        missing: dict[str, str] = {}
+        perhaps = {"meteor_exact_stem": meteor_exact_stem, "meteor_1.5": java.meteor, "spice": java.spice}
+        for name, scorer in perhaps.items():
+            if name in metrics:
+                try:
+                    scores[name] = scorer(candidates, truths)
+                except NotAvailableError as error:
+                    missing[name] = f"not available, because {error}"
+        if "clip_score" in metrics:
+            if images is None or clip_folder is None:
+                missing["clip_score"] = "not available, because images and clip_folder were not both given"
+            else:
+                scores["clip_score"] = clip_score(predictions, images, clip_folder)
         result: dict[str, Any] = {name: missing[name] if name in missing else scores[name].corpus for name in metrics}
         available = [name for name in metrics if name not in missing]
         if per_image:
@@ -151,47 +165,35 @@ def _check_text(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be valid Unicode, got {value!r}") from None
 
 
-def _score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    wanted: set[str],
-    frequency: DocumentFrequency | None,
-    images: Sequence[Any] | None,
-    clip_folder: str | os.PathLike | None,
-) -> tuple[dict[str, Scores], dict[str, str]]:
-    """The scores of the metrics that can be had, and why the others cannot."""
-    captions, image = flatten_references(references)
-    candidates, captions = tokenize(predictions), tokenize(captions)
-    sizes = np.bincount(image)
-    grouped = [captions[end - size : end] for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
+def score_words(
+    candidates: Sequence[Sequence[str]],
+    references: Sequence[Sequence[Sequence[str]]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    document_frequency: DocumentFrequency | None = None,
+) -> dict[str, Scores]:
+    """The scores of captions that are words already, by metric: BLEU, CIDEr, ROUGE-L, exact match. N-grams are counted
+    once for all of them.
+
+    Args:
+        candidates: B captions, each a list of words.
+        references: B lists of one or more captions, each a list of words.
+        metrics: names; others than those above are left out.
+        document_frequency: what CIDEr weighs words by, by default that of the references.
+    """
     scores: dict[str, Scores] = {}
-    missing: dict[str, str] = {}
-
-    if wanted & {*BLEU, "cider", "cider_d"}:
+    if set(metrics) & {*BLEU, "cider", "cider_d"}:
+        captions, image = flatten_references(references)
         counts, reference_counts = count_ngrams(candidates), count_ngrams(captions)
-        if wanted & set(BLEU):
+        if set(metrics) & set(BLEU):
             scores |= zip(BLEU, bleu_from_counts(counts, reference_counts, image), strict=True)
-        frequency = frequency or DocumentFrequency.from_counts(reference_counts, image, len(sizes))
+        frequency = document_frequency or DocumentFrequency.from_counts(reference_counts, image, len(references))
         for name, scorer in (("cider", Cider(frequency)), ("cider_d", CiderD(frequency))):
-            if name in wanted:
-                cooked = scorer.cook_counts(reference_counts, sizes)
+            if name in metrics:
+                cooked = scorer.cook_counts(reference_counts, np.bincount(image))
                 scores[name] = Scores.from_mean(scorer.score_counts(counts, cooked))
-    if "exact_match" in wanted:
-        pairs = zip(candidates, grouped, strict=True)
+    if "exact_match" in metrics:
+        pairs = zip(candidates, references, strict=True)
         scores["exact_match"] = Scores.from_mean([candidate in captions for candidate, captions in pairs])
-
-    for name, scorer in (("rouge_l", rouge_l), ("meteor_exact_stem", meteor_exact_stem)):
-        if name in wanted:
-            scores[name] = scorer(candidates, grouped)
-    for name, scorer in (("meteor_1.5", java.meteor), ("spice", java.spice)):
-        if name in wanted:
-            try:
-                scores[name] = scorer(candidates, grouped)
-            except java.NotAvailableError as error:
-                missing[name] = f"not available, because {error}"
-    if "clip_score" in wanted:
-        if images is None or clip_folder is None:
-            missing["clip_score"] = "not available, because images and clip_folder were not both given"
-        else:
-            scores["clip_score"] = clip_score(predictions, images, clip_folder)
-    return scores, missing
+    if "rouge_l" in metrics:
+        scores["rouge_l"] = rouge_l(candidates, references)
+    return scores

@@ -9,11 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .meteor import meteor_from_sums
-from .scores import Scores
-
-
-class NotAvailableError(RuntimeError):
-    """A metric cannot be computed on this machine; the text says why."""
+from .scores import NotAvailableError, Scores
 
 
 def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Scores:

@@ -1,19 +1,20 @@
 """METEOR's exact and stem stages, without Java."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import regex
 
-from .scores import Scores
+from .scores import NotAvailableError, Scores
 
 # English parameters of METEOR 1.5 (Denkowski and Lavie 2014, table 1): the weight of precision against recall,
 # exponent and weight of the fragmentation penalty, the weight of content words against function words, and the
 # weights of the stages.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT, STEM, SYNONYM, PARAPHRASE = 1.0, 0.6, 0.8, 0.6
-BEAM = 1000
+BEAM = 200
 
 # The words that make up more than a thousandth of English news text, which is how the paper defines function words.
 FUNCTION_WORDS = frozenset(
@@ -43,7 +44,7 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
         those of the reference that it matches best.
 
     Raises:
-        ImportError: nltk, which has the stemmer, is not installed.
+        NotAvailableError: nltk, which has the stemmer, is not installed.
     """
     statistics = [_best(*pair) for pair in zip(candidates, references, strict=True)]
     return Scores(np.array(statistics, np.float64), meteor_from_sums)
@@ -106,21 +107,25 @@ def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list
     for place, word in enumerate(reference):
         places.setdefault(_stem(word), []).append(place)
     stems = [_stem(word) for word in candidate]
+    # every equal pair that the counts of a word allow can be had, so more words alone than that need not be tried
+    counts = Counter(reference)
+    most_alone = sum(max(0, count - counts[word]) for word, count in Counter(candidate).items() if word in counts)
 
     # a partial alignment is known by the places taken and the last one; the first four numbers are to be small
     beam: dict[tuple[int, int], tuple] = {(0, -2): (0, 0, 0, 0, ())}
     for here, (stem, word) in enumerate(zip(stems, candidate, strict=True)):
         options = places.get(stem, ())
         only = len(options) == 1 and stems.count(stem) == 1
+        alone = int(word in counts)
         longer: dict[tuple[int, int], tuple] = {}
         for (taken, last), (unequal, chunks, unpaired, distance, pairs) in beam.items():
-            if not only:
-                _keep(longer, (taken, -2), (unequal + 1, chunks, unpaired + 1, distance, pairs))
+            if not only and unequal + alone <= most_alone:
+                _keep(longer, (taken, -2), (unequal + alone, chunks, unpaired + 1, distance, pairs))
             for place in options:
-                if not taken >> place & 1:
-                    counts = (unequal + (reference[place] != word), chunks + (place != last + 1), unpaired)
-                    state = (*counts, distance + abs(here - place), (*pairs, (here, place)))
-                    _keep(longer, (taken | 1 << place, place), state)
+                missed = unequal + (alone and reference[place] != word)
+                if not taken >> place & 1 and missed <= most_alone:
+                    state = (missed, chunks + (place != last + 1), unpaired, distance + abs(here - place))
+                    _keep(longer, (taken | 1 << place, place), (*state, (*pairs, (here, place))))
         beam = dict(sorted(longer.items(), key=lambda item: item[1])[:BEAM]) if len(longer) > BEAM else longer
     _, chunks, _, _, pairs = min(beam.values())
     return list(pairs), chunks
@@ -153,6 +158,8 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _stemmer():
-    from nltk.stem.snowball import EnglishStemmer  # Porter's second stemmer, which METEOR 1.5 uses
-
+    try:
+        from nltk.stem.snowball import EnglishStemmer  # Porter's second stemmer, which METEOR 1.5 uses
+    except ImportError:
+        raise NotAvailableError("nltk is not installed") from None
     return EnglishStemmer()

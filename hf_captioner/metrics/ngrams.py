@@ -42,18 +42,18 @@ class NgramCounts:
 
 @lru_cache(maxsize=1 << 17)
 def _word_hash(word: str) -> int:
+    if word.split() != [word]:
+        return 0  # a token with a space in it ("3 1/2") is several words for COCO's BLEU and CIDEr
     return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def count_ngrams(captions: Sequence[Sequence[str]]) -> NgramCounts:
     """Counts the n-grams of each caption, given as a list of words; row i is caption i."""
-    texts = " ".join(chain.from_iterable(captions)).split()
-    total = sum(map(len, captions))
-    if len(texts) != total:  # a token with a space in it ("3 1/2") is several words for COCO's BLEU and CIDEr
-        captions = [" ".join(caption).split() for caption in captions]
-        total = len(texts)
     length = np.fromiter(map(len, captions), np.int64, len(captions))
-    words = np.fromiter(map(_word_hash, texts), np.uint64, total)
+    total = int(length.sum())
+    words = np.fromiter(map(_word_hash, chain.from_iterable(captions)), np.uint64, total)
+    if not words.all():
+        return count_ngrams([" ".join(caption).split() for caption in captions])
     row = np.repeat(np.arange(len(captions)), length)
     words_left = np.repeat(np.cumsum(length), length) - np.arange(total)  # from here to the caption's end
 

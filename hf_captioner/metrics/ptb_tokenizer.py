@@ -311,3 +311,9 @@ def _lex_together(caption: str, chunks: list[str]) -> list[str]:
     if _REACHING.search(caption):
         return _lex(caption)
     return [token for chunk in chunks for token in _lex_chunk(chunk)]
+
+
+def clear_cache() -> None:
+    """Forgets the tokens of the words met so far, so that a measurement starts from nothing."""
+    _lex_chunk.cache_clear()
+    _lex_alone.cache_clear()

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+class NotAvailableError(RuntimeError):
+    """A metric cannot be computed on this machine; the text says why."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """One metric's scores of B images.

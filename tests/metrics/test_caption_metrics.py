@@ -20,8 +20,10 @@ from hf_captioner.metrics import (
     bleu,
     collapse_checks,
     java,
+    meteor,
     tokenize,
 )
+from hf_captioner.metrics.scores import NotAvailableError
 
 PREDICTIONS = ["A dog runs on grass.", "two cats", "a red ball"]
 REFERENCES = [
@@ -140,6 +142,16 @@ def test_what_cannot_be_had_says_why(monkeypatch, tmp_path):
     assert result == {"meteor_1.5": "not available, because pycocoevalcap is not installed"}
 
 
+def test_training_goes_on_without_the_stemmer(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk.stem.snowball", None)
+    meteor._stemmer.cache_clear()
+    meteor._stem.cache_clear()
+    result = CaptionMetrics().compute(predictions=PREDICTIONS, references=REFERENCES, per_image=True)
+    meteor._stemmer.cache_clear()
+    assert result["meteor_exact_stem"] == "not available, because nltk is not installed"
+    assert result["cider_d"] > 0 and "meteor_exact_stem" not in result["per_image"]
+
+
 def test_a_java_that_fails_is_a_reason_too(monkeypatch, tmp_path):
     pytest.importorskip("pycocoevalcap")
     (tmp_path / "java").write_text("#!/bin/sh\nexit 3\n")
@@ -153,7 +165,7 @@ def test_spice_never_downloads_and_uses_the_f_score(monkeypatch, tmp_path):
     spice = pytest.importorskip("pycocoevalcap.spice.spice")
     monkeypatch.setattr(java.shutil, "which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(java, "_folder", lambda metric: tmp_path)
-    with pytest.raises(java.NotAvailableError, match="SPICE needs stanford-corenlp-3.6.0.jar in .*would download it"):
+    with pytest.raises(NotAvailableError, match="SPICE needs stanford-corenlp-3.6.0.jar in .*would download it"):
         java.spice([["a"]], [[["a"]]])
 
     class Program:

@@ -1,6 +1,7 @@
 """What both captioner families need so that transformers' common model tests can run on them."""
 
-import contextlib
+import copy
+import tempfile
 from unittest.mock import patch
 
 import torch
@@ -37,7 +38,7 @@ class CaptionerModelTester:
         self.with_input_ids = False
 
     def get_config(self):
-        return self.config_class(**self.settings)
+        return self.config_class(**copy.deepcopy(self.settings))
 
     def prepare_config_and_inputs_for_common(self):
         ids = torch.randint(4, VOCAB, (self.batch_size, self.seq_length))
@@ -87,29 +88,42 @@ class CaptionerModelTestMixin(TrainingTesterMixin, ModelTesterMixin):
     def test_config(self):
         ConfigTester(self, config_class=self.config_class, hidden_size=16).run_common_tests()
 
-    # The two tests write ids near the vocabulary's end into `input_ids`, which the decoder must be shown here, and the
-    # first makes 3 the padding's id, which may not be the end's as well.
-
-    @contextlib.contextmanager
-    def _tokens_also_as_input_ids(self):
+    def _use_input_ids(self):
+        """For tests that write ids near the vocabulary's end into `input_ids` and make 3 the padding's id."""
         self.model_tester.with_input_ids = True
-        self.model_tester.settings["eos_token_id"] = 0
-        yield
+        self.model_tester.settings["eos_token_id"] = 0  # the configuration refuses padding that is an end
 
     def test_resize_tokens_embeddings(self):
-        with self._tokens_also_as_input_ids():
-            super().test_resize_tokens_embeddings()
+        self._use_input_ids()
+        super().test_resize_tokens_embeddings()
 
     def test_resize_embeddings_untied(self):
-        with self._tokens_also_as_input_ids():
-            super().test_resize_embeddings_untied()
+        self._use_input_ids()
+        super().test_resize_embeddings_untied()
+
+    def test_tied_weights_keys(self):
+        """Upstream's passes where nothing is tied at all."""
+        super().test_tied_weights_keys()
+        for tie in (True, False):
+            config = self.model_tester.get_config()
+            config.tie_word_embeddings = tie
+            model = self.head_class(config)
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                models = model, self.head_class.from_pretrained(folder)
+            for model in models:
+                for size in (VOCAB, VOCAB + 3):
+                    model.resize_token_embeddings(size)
+                    self.assertEqual(model.lm_head.weight is model.get_input_embeddings().weight, tie)
+                    self.assertEqual(model.lm_head.weight.shape[0], size)
 
     def test_model_forward_default_config_values(self):
         """As upstream's, but for setting all special ids to 0: the configuration refuses padding that is an end."""
-        settings, inputs = self.model_tester.get_config().to_diff_dict(), self.model_tester
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        settings = config.to_diff_dict()
         for name in ("pad_token_id", "eos_token_id", "bos_token_id", "tie_word_embeddings"):
             settings.pop(name, None)
-        config, (_, inputs) = self.config_class(**settings), inputs.prepare_config_and_inputs_for_common()
+        config = self.config_class(**settings)
         for model_class in self.all_model_classes:
             with torch.no_grad():
                 model_class(config).eval()(**inputs)
