@@ -1,6 +1,7 @@
 """transformers' Trainer for captioners: one image, several captions."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,6 +51,11 @@ class CaptioningTrainer(Seq2SeqTrainer):
                     group["params"] = [parameter for parameter in group["params"] if id(parameter) not in vision]
                     optimizer.add_param_group({**group, "params": inside, "lr": self.vision_learning_rate})
         return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads; the folder goes to the Hub.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "index"}

@@ -130,7 +130,7 @@ def test_shapes_are_the_same_everywhere():
         row = draw_row(3, index)
         digest.update(row["pixels"].tobytes())
         digest.update(json.dumps([row["captions"], row["objects"], row["mentions"]]).encode())
-    assert digest.hexdigest() == "c32bc1bfeec8cd5fc044e975c9a26586e1bac2818c169a81295eb38f2a8f1a85"
+    assert digest.hexdigest() == "f8a29c188aabc9b319ec7c359b9dcf73ad5308a99fc417abc2c9d9d71bfa832d"
 
 
 def test_shapes_boxes_and_captions_are_true():
@@ -149,7 +149,7 @@ def test_shapes_boxes_and_captions_are_true():
             assert (rows.min(), rows.max() + 1) == (top, bottom)
             assert (columns.min(), columns.max() + 1) == (left, right) or shape["shape"] == "triangle"
             background &= ~mine
-        assert pixels[background].max() <= 105 and np.ptp(pixels[background], axis=-1).max() == 0
+        assert pixels[background].max() < 130  # darker than every shape's brightest channel
         assert len(row["captions"]) == len(set(row["captions"])) == 5
         for caption, mentions in zip(row["captions"], row["mentions"], strict=True):
             said = [word for word in caption.replace(",", "").split() if word in SHAPES]

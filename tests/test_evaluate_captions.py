@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -206,8 +207,19 @@ def test_errors_name_the_field(script, model_folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_caption_as_one_does(script, model_folder, tmp_path):
     single, _ = run(script, model_folder, tmp_path / "one")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(SCRIPT)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        str(SCRIPT),
+    ]
     command += ["--model", str(model_folder), "--data", DATA, "--output_dir", str(tmp_path / "two"), *FAST]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300, env=environment)
     assert read(tmp_path / "two", "captions.json") == single
+    assert read(tmp_path / "two", "metrics.json")["processes"] == 2
     assert not (tmp_path / "two" / "progress").exists()

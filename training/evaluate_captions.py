@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         results = [{"image_id": number, "caption": text} for number, text in zip(ids, texts, strict=True)]
         write_json(folder / "captions.json", results)
         shutil.rmtree(folder / "progress", ignore_errors=True)
-        report = measure(args, texts, dataset, ids, frequency) | {"setting": setting}
+        report = measure(args, texts, dataset, ids, frequency) | {"setting": setting, "processes": state.num_processes}
         write_json(folder / "metrics.json", report)
         show(report)
         print(f"\ncaptions and metrics: {folder}")
