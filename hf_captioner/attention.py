@@ -106,6 +106,8 @@ class DotProductAlignment(nn.Module):
         self.num_heads = num_heads
         self.scale = (attention_size // num_heads) ** -0.5 if scaled else 1.0
         self.query = nn.Linear(query_size, attention_size)
+        # Scores that no division keeps small would begin where softmax is flat: there the weights carry the scale.
+        self.query.init_gain = 1.0 if scaled else (attention_size // num_heads) ** -0.5
 
     def forward(self, state: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """

@@ -207,19 +207,11 @@ def test_errors_name_the_field(script, model_folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_caption_as_one_does(script, model_folder, tmp_path):
     single, _ = run(script, model_folder, tmp_path / "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
-        str(SCRIPT),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
     command += ["--model", str(model_folder), "--data", DATA, "--output_dir", str(tmp_path / "two"), *FAST]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert read(tmp_path / "two", "captions.json") == single
     assert read(tmp_path / "two", "metrics.json")["processes"] == 2
     assert not (tmp_path / "two" / "progress").exists()

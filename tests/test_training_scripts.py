@@ -178,6 +178,8 @@ def test_a_hit_is_the_centre_of_the_largest_cell_in_the_box():
     assert measure_pointing.is_hit(weights, [60, 20, 61, 21])
     assert not measure_pointing.is_hit(weights, [61, 20, 70, 30])
     assert not measure_pointing.is_hit(weights, [50, 21, 70, 30])
+    assert measure_pointing.is_hit(weights, [61, 20, 70, 30], margin=1)
+    assert not measure_pointing.is_hit(weights, [69, 20, 70, 30], margin=8)
     row = {
         "captions": ["a circle above a square", "above a square is a circle"],
         "mentions": [[0, 1], [1, 0]],

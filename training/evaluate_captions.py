@@ -3,8 +3,10 @@ Captions a source of images with a trained captioner and measures the captions.
 
     accelerate launch training/evaluate_captions.py --model outputs/quickstart --data shapes:rows=200,seed=1 \
         --output_dir outputs/quickstart/evaluation
-    accelerate launch --num_processes 2 training/evaluate_captions.py --model outputs/flickr8k_rnn_additive \
-        --data flickr8k/validation.parquet --num_beams 5 --clip_folder clip --output_dir outputs/evaluation
+    accelerate launch --multi_gpu --num_processes 2 training/evaluate_captions.py --model outputs/flickr8k \
+        --data flickr8k/validation.parquet --num_beams 5 --clip_folder clip --output_dir outputs/flickr8k/evaluation
+
+Several processes on CPUs are started with `torchrun --nproc_per_node 2` in place of `accelerate launch`.
 
 Writes `captions.json` in the COCO results format and `metrics.json`: all metrics, their 95 % bootstrap intervals over
 images, checks for a collapsed model, and what makes the numbers comparable. Interrupted, the same command goes on with
@@ -70,7 +72,8 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
-    state = PartialState()
+    # unless told that there is nothing but CPUs, accelerate takes several processes for one
+    state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
     frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
 
@@ -104,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / "metrics.json", report)
         show(report)
         print(f"\ncaptions and metrics: {folder}")
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def image_ids(dataset: Dataset, column: str | None) -> list[int]:

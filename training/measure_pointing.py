@@ -6,7 +6,8 @@ Does a captioner trained on shapes look at what it names?
 Every time that a caption, one of the image's references word for word, says "circle", "square", "triangle" or
 "diamond", the reference tells which object is meant. It is a hit if the centre of the cell with the largest weight at
 that word lies in the object's box. Weights are the mean over heads; with several layers each is reported, and their
-mean.
+mean. `pointing_near` lets the peak lie up to one cell beside the box: neighbouring cells see the same object, and
+nothing in the loss prefers the one in its middle.
 """
 
 import json
@@ -33,13 +34,16 @@ class Arguments:
     batch_size: int = field(default=50, metadata={"help": "images at once"})
 
 
-def is_hit(weights: torch.Tensor, box: list[int]) -> bool:
-    """Whether the centre of the largest cell of a map (h, w) lies in a box (left, top, right, bottom) in pixels."""
+def is_hit(weights: torch.Tensor, box: list[int], margin: float = 0) -> bool:
+    """
+    Whether the centre of the largest cell of a map (h, w) lies in a box (left, top, right, bottom) in pixels, or at
+    most `margin` pixels beside it.
+    """
     height, width = weights.shape
     row, column = divmod(int(weights.argmax()), width)
     x, y = (column + 0.5) * IMAGE_SIZE / width, (row + 0.5) * IMAGE_SIZE / height
     left, top, right, bottom = box
-    return left <= x < right and top <= y < bottom
+    return left - margin <= x < right + margin and top - margin <= y < bottom + margin
 
 
 def named_objects(tokens: list[str], caption: str, row: dict) -> list[tuple[int, list[int]]]:
@@ -74,9 +78,11 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
                 named += 1
                 for name, weights in maps.items():
                     hits[name] = hits.get(name, 0) + is_hit(weights[index, place], box)
+                near = is_hit(maps["pointing"][index, place], box, margin=IMAGE_SIZE / grid[1])
+                hits["pointing_near"] = hits.get("pointing_near", 0) + near
     shares = {name: count / named for name, count in hits.items()}
-    if len(shares) == 2:  # one layer is its own mean
-        shares.pop("pointing_layer_0")
+    if len(layers) == 1:  # it is its own mean
+        shares.pop("pointing_layer_0", None)
     return {"exact_match": exact / len(dataset), "named": named, **shares}
 
 

@@ -1,0 +1,74 @@
+"""The README's code runs, and its commands name what exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+
+from hf_captioner import (
+    CaptionerImageProcessor,
+    CaptionerProcessor,
+    RnnCaptionerForConditionalGeneration,
+    train_tokenizer,
+)
+from hf_captioner.data import shapes_dataset
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.strip()
+    for line in README.replace("\\\n", " ").splitlines()
+    if line.strip().startswith(("accelerate launch ", "python training/"))
+]
+
+
+@pytest.fixture
+def quickstart(tmp_path, monkeypatch):
+    """A folder like the one that `make quickstart` writes, where the README looks for it."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_tokenizer([text for texts in shapes_dataset(30)["captions"] for text in texts])
+    model = RnnCaptionerForConditionalGeneration(tiny_config(vocab_size=len(tokenizer)))
+    model.generation_config.max_new_tokens = 5
+    model.save_pretrained("outputs/quickstart")
+    processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 80, "width": 80}), tokenizer)
+    processor.save_pretrained("outputs/quickstart")
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python(code, quickstart):
+    names = {}
+    exec(code, names)
+    if "maps" in names:
+        assert names["maps"].shape[2:] == (10, 10)
+
+
+def test_what_is_shown_as_code_is_there():
+    assert len(PYTHON) == 3 and len(COMMANDS) == 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_name_scripts_files_and_settings(command):
+    parts = shlex.split(command)
+    script = next(ROOT / part for part in parts if part.startswith("training/") and part.endswith(".py"))
+    for part in parts:
+        if part.startswith("training/"):
+            assert (ROOT / part).is_file(), part
+    source = script.read_text()
+    known = source + (" output_dir learning_rate " if script.name == "train.py" else "")
+    for name in re.findall(r"--(\w+)", command):
+        assert re.search(rf"\b{name}\b", known), name
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"make (\w+)", README))))
+def test_make_targets(name):
+    assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_tree_names_every_file():
+    for path in [*ROOT.glob("hf_captioner/*.py"), *ROOT.glob("training/*.py")]:
+        if path.name == "__init__.py" or path.name.startswith("configuration_"):
+            continue
+        assert path.name in README, path.name
