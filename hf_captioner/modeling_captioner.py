@@ -30,7 +30,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         # The usual 0.02 would let little of the image through to the words, and little of their gradient back, unless
         # layers are wide or normalised: every linear map keeps the scale of what it is given instead.
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
