@@ -133,7 +133,8 @@ class VisionEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         """A frozen vision model stays in evaluation mode, or its batch statistics would drift."""
-        for name in self._layout.unused:  # `from_pretrained` makes every parameter anew, trainable, and then calls this
+        # `from_pretrained` makes every parameter anew and trainable, and then calls this.
+        for name in self._layout.unused:
             self.model.get_parameter(name).requires_grad_(False)
         return super().train(mode and any(parameter.requires_grad for parameter in self.model.parameters()))
 
