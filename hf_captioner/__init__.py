@@ -4,12 +4,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 demands torchvision
 
 from .configuration_rnn_captioner import RnnCaptionerConfig
+from .configuration_transformer_captioner import TransformerCaptionerConfig
 from .image_processing_captioner import CaptionerImageProcessor
 from .modeling_rnn_captioner import RnnCaptionerForConditionalGeneration, RnnCaptionerModel
+from .modeling_transformer_captioner import TransformerCaptionerForConditionalGeneration, TransformerCaptionerModel
 from .processing_captioner import CaptionerProcessor
 from .tokenization_captioner import train_tokenizer
 
-for _config, _model in ((RnnCaptionerConfig, RnnCaptionerForConditionalGeneration),):
+for _config, _model in (
+    (RnnCaptionerConfig, RnnCaptionerForConditionalGeneration),
+    (TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration),
+):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
     AutoModelForImageTextToText.register(_config, _model)
@@ -27,5 +32,8 @@ __all__ = [
     "RnnCaptionerConfig",
     "RnnCaptionerForConditionalGeneration",
     "RnnCaptionerModel",
+    "TransformerCaptionerConfig",
+    "TransformerCaptionerForConditionalGeneration",
+    "TransformerCaptionerModel",
     "train_tokenizer",
 ]

@@ -1,5 +1,5 @@
 """
-Attention of decoder rows to the regions of their image.
+Attention of decoder rows to the regions of their image, and positions of words and regions.
 
 Everything on the image's side exists once per image. With B images and N = B * k rows, the k rows of an image
 adjacent, queries are viewed as (B, k, ...) against keys and values (B, heads, L, ...); k is read from the shapes.
@@ -120,6 +120,43 @@ class DotProductAlignment(nn.Module):
         """
         query = self.query(state).view(keys.shape[0], -1, self.num_heads, keys.shape[-1]).transpose(1, 2)
         return self.scale * query @ keys.transpose(-1, -2)
+
+
+def sinusoidal_positions(positions: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """
+    PE(pos, 2i) = sin(pos / 10000^(2i / width)), PE(pos, 2i + 1) = cos of the same: Vaswani et al. 2017, section 3.5.
+
+    Args:
+        positions: of any shape and size; there is no table that ends somewhere.
+        width: channels, an even number.
+        dtype: of the result; the angles have at least single precision.
+
+    Returns:
+        (*positions.shape, width).
+    """
+    precise = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=precise) / width
+    angles = positions[..., None].to(precise) * 10000.0**-exponents
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
+
+
+def grid_positions(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """
+    Sinusoidal positions of a grid (h, w), row by row: the first half of the channels says the row, the second half the
+    column (Parmar et al. 2018, section 3.1).
+
+    Args:
+        grid: rows and columns.
+        width: channels, a multiple of four.
+        dtype, device: of the result.
+
+    Returns:
+        (h * w, width).
+    """
+    rows, columns = (sinusoidal_positions(torch.arange(size, device=device), width // 2, dtype) for size in grid)
+    height, length = grid
+    halves = [rows[:, None].expand(-1, length, -1), columns.expand(height, -1, -1)]
+    return torch.cat(halves, dim=-1).flatten(0, 1)
 
 
 def soft_selection(scores: torch.Tensor) -> torch.Tensor:

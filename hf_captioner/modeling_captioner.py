@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -13,7 +14,7 @@ from .vision_encoder import VisionEncoder, load_vision_model
 
 
 class CaptionerPreTrainedModel(PreTrainedModel):
-    """Base of every captioner class: loading, saving and the vision model."""
+    """Base of every captioner class: initial weights, loading and the vision model."""
 
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -24,10 +25,31 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         config.validate()
         super().__init__(config)
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # The usual 0.02 would let little of the image through to the words, and little of their gradient back, unless
+        # layers are wide or normalised: every linear map keeps the scale of what it is given instead.
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        else:
+            super()._init_weights(module)
+
     @property
     def vision_encoder(self) -> VisionEncoder:
         """The module that turns images into regions."""
         return self.get_encoder().vision_encoder
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As in transformers; a vision model without attention, or without a choice of it, is passed over."""
+        if isinstance(attn_implementation, str) and not self.vision_encoder.chooses_attention:
+            attn_implementation = {"": attn_implementation, "vision_config": "eager"}
+        super().set_attn_implementation(attn_implementation, **kwargs)
 
     def freeze_vision(self) -> None:
         """Excludes the vision model from training; its batch statistics stay as they are, too."""
@@ -158,6 +180,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             logits_to_keep: number of last positions (0: all) to compute logits for, or their indices.
             num_items_in_batch: number of real tokens in the whole (accumulated) batch, by which the loss is divided.
                 Defaults to the number in this one.
+            **kwargs: what the family's base model takes beside these.
 
         Returns:
             `Seq2SeqLMOutput` with `loss` (a scalar, if there are labels) and `logits` (N, T, vocab_size). In training
@@ -185,6 +208,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             output_attentions=wants_attentions or penalised,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **kwargs,
         )
         hidden = outputs.last_hidden_state  # (N, T, H)
         loss = None
@@ -217,6 +241,8 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions if wants_attentions else None,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
         )
 
     def attention_maps(

@@ -59,17 +59,7 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # Without normalisation layers, the usual 0.02 would let little of the image through to the words, and little
-        # of their gradient back: every linear map keeps the scale of what it is given instead.
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=module.embedding_dim**-0.5)
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.startswith("weight_hh"):
                     init.orthogonal_(parameter)
@@ -117,7 +107,7 @@ class RnnCaptionerEncoder(nn.Module):
         Raises:
             ValueError: if not exactly one of them is given, or the features have another width.
         """
-        regions = self.vision_encoder.regions(pixel_values, image_features)
+        regions, _ = self.vision_encoder.regions(pixel_values, image_features)
         mean = regions.mean(dim=1)
         if self.config.attention == "none":
             output = RnnCaptionerEncoderOutput(last_hidden_state=regions, context=self.pooled_mlp(mean))

@@ -1,5 +1,6 @@
 """Any transformers vision model as a source of regions."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,14 @@ class VisionLayout:
         stride: image pixels (height, width) behind a token; `None` for feature maps, whose shape says it.
         num_prefix_tokens: class, distillation and register tokens in front of the patches.
         unused: names of parameters that the regions do not depend on (poolers, mask tokens).
+        chooses_attention: whether its attention can be computed in other ways than the eager one; a CNN has none.
     """
 
     width: int
     stride: tuple[int, int] | None
     num_prefix_tokens: int
     unused: frozenset[str]
+    chooses_attention: bool
 
 
 def _pair(size) -> tuple[int, int]:
@@ -53,6 +56,8 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
     Raises:
         ValueError: if the model does not return feature maps or a grid of tokens.
     """
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"  # which every model has
     height, width = _pair(getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         model = AutoModel.from_config(config).eval()
@@ -63,8 +68,9 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
         # A weighted sum would need data; on meta only the graph matters.
         output.sum().backward()
     unused = frozenset(name for name, parameter in model.named_parameters() if parameter.grad is None)
+    chooses_attention = model._supports_sdpa or model._supports_flash_attn
     if output.ndim == 4:
-        return VisionLayout(output.shape[1], None, 0, unused)
+        return VisionLayout(output.shape[1], None, 0, unused, chooses_attention)
     stride = _token_stride(config, model)
     tokens = -(-height // stride[0]) * -(-width // stride[1])
     prefix = output.shape[1] - tokens
@@ -73,7 +79,7 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
             f"`vision_config` of type {config.model_type!r} gives {output.shape[1]} tokens for a "
             f"{height} x {width} image, fewer than its grid of {tokens}"
         )
-    return VisionLayout(output.shape[2], stride, prefix, unused)
+    return VisionLayout(output.shape[2], stride, prefix, unused, chooses_attention)
 
 
 def load_vision_model(path_or_name: str, dtype: torch.dtype) -> nn.Module:
@@ -110,8 +116,15 @@ class VisionEncoder(nn.Module):
         self.width = layout.width
         self.num_channels = getattr(config, "num_channels", 3)
         self._layout = layout
+        if not layout.chooses_attention:  # what was chosen is the decoder's; transformers would refuse it for a CNN
+            config._attn_implementation = "eager"
         self.model = AutoModel.from_config(config)
         self.set_trainable(True)
+
+    @property
+    def chooses_attention(self) -> bool:
+        """Whether the vision model's attention can be computed in other ways than the eager one."""
+        return self._layout.chooses_attention
 
     def set_trainable(self, trainable: bool) -> None:
         """Freezes or unfreezes the vision model; parameters that the regions do not depend on stay frozen."""
@@ -120,6 +133,9 @@ class VisionEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         """A frozen vision model stays in evaluation mode, or its batch statistics would drift."""
+        # `from_pretrained` makes every parameter anew and trainable, and then calls this.
+        for name in self._layout.unused:
+            self.model.get_parameter(name).requires_grad_(False)
         return super().train(mode and any(parameter.requires_grad for parameter in self.model.parameters()))
 
     def forward(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, tuple[int, int]]:
@@ -153,9 +169,9 @@ class VisionEncoder(nn.Module):
 
     def regions(
         self, pixel_values: torch.FloatTensor | None = None, image_features: torch.FloatTensor | None = None
-    ) -> torch.FloatTensor:
+    ) -> tuple[torch.FloatTensor, tuple[int, int] | None]:
         """
-        Regions (B, L, D) from images, or the given ones.
+        Regions (B, L, D) from images, or the given ones, and their grid (h, w) if it is known.
 
         Raises:
             ValueError: if not exactly one is given, or the features are not (B, L, D).
@@ -163,9 +179,9 @@ class VisionEncoder(nn.Module):
         if (pixel_values is None) == (image_features is None):
             raise ValueError("exactly one of `pixel_values` and `image_features` must be given")
         if image_features is None:
-            return self(pixel_values)[0]
+            return self(pixel_values)
         if image_features.ndim != 3 or image_features.shape[-1] != self.width:
             raise ValueError(
                 f"`image_features` must be (batch, regions, {self.width}), got {tuple(image_features.shape)}"
             )
-        return image_features
+        return image_features, None

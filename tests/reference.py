@@ -1,6 +1,7 @@
 """Slow and obvious versions: one image, one row, one step at a time, straight from the papers' equations."""
 
 import torch
+from reference_transformer import transformer_row_logits
 from torch import nn
 
 
@@ -60,7 +61,6 @@ def _step(cell, config, inputs, state):
     return (cell(inputs[None], state[0][None])[0],)
 
 
-@torch.random.fork_rng()  # making torch's cells draws weights, which must not disturb a test's seed
 @torch.no_grad()
 def row_logits(model, regions: torch.Tensor, tokens: list[int]):
     """
@@ -69,8 +69,15 @@ def row_logits(model, regions: torch.Tensor, tokens: list[int]):
         tokens: of one row, start token first.
 
     Returns:
-        logits (T, vocab) and weights (heads, T, L) or `None`.
+        logits (T, vocab) and the last layer's weights over regions (heads, T, L) or `None`.
     """
+    family = {"rnn_captioner": rnn_row_logits, "transformer_captioner": transformer_row_logits}
+    return family[model.config.model_type](model, regions, tokens)
+
+
+@torch.random.fork_rng()  # making torch's cells draws weights, which must not disturb a test's seed
+def rnn_row_logits(model, regions: torch.Tensor, tokens: list[int]):
+    """As [`row_logits`]."""
     config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
     states_per_layer = 2 if config.cell == "lstm" else 1
     mean = regions.mean(0)

@@ -5,7 +5,7 @@ from conftest import tiny_config, tiny_vision
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration, TransformerCaptionerConfig
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,31 @@ from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneratio
     ],
 )
 def test_a_bad_field_is_named_with_its_value(changes, field, value):
+    refused(changes, field, value)
+
+
+@pytest.mark.parametrize(
+    "changes,field,value",
+    [
+        (dict(num_attention_heads=3), "num_attention_heads", "3"),
+        (dict(norm="middle"), "norm", "middle"),
+        (dict(position_embedding_type="rotary"), "position_embedding_type", "rotary"),
+        (dict(activation="step"), "activation", "step"),
+        (dict(encoder_layers=-1), "encoder_layers", "-1"),
+        (dict(decoder_layers=0), "decoder_layers", "0"),
+        (dict(intermediate_size=0), "intermediate_size", "0"),
+        (dict(max_position_embeddings=0), "max_position_embeddings", "0"),
+        (dict(hidden_size=18), "hidden_size", "18"),  # the grid's positions need four parts
+        (dict(hidden_size=15, num_attention_heads=3, encoder_layers=0), "hidden_size", "15"),
+        (dict(dropout=1.0), "dropout", "1.0"),
+        (dict(encoder_layer=2), "encoder_layers", "2"),
+    ],
+)
+def test_a_bad_field_of_a_transformer_is_named_with_its_value(changes, field, value):
+    refused(dict(model_type="transformer_captioner", **changes), field, value)
+
+
+def refused(changes, field, value):
     with pytest.raises((ValueError, StrictDataclassError)) as error:
         tiny_config(**changes)
     assert f"`{field}`" in str(error.value) or f"'{field}'" in str(error.value)
@@ -55,6 +80,21 @@ def test_round_trip_and_defaults(tmp_path):
     assert default.vision_config.model_type == "resnet" and default.attention == "additive"
     assert (default.pad_token_id, default.bos_token_id, default.eos_token_id) == (1, 2, 3)
     assert default.decoder_start_token_id == 2 and default.attention_size == default.hidden_size == 512
+
+
+def test_round_trip_and_defaults_of_a_transformer(tmp_path):
+    config = tiny_config("transformer_captioner", norm="pre", position_embedding_type="learned")
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is TransformerCaptionerConfig and loaded.to_diff_dict() == config.to_diff_dict()
+    assert loaded.num_hidden_layers == 2 and loaded.max_position_embeddings == 128
+    default = TransformerCaptionerConfig()  # the base model of Vaswani et al. 2017, table 3
+    assert (default.encoder_layers, default.decoder_layers, default.num_attention_heads) == (6, 6, 8)
+    assert (default.hidden_size, default.intermediate_size, default.dropout) == (512, 2048, 0.1)
+    assert (default.norm, default.position_embedding_type, default.activation) == ("post", "sinusoidal", "relu")
+    assert default.max_position_embeddings is None and default.tie_word_embeddings
+    odd = dict(hidden_size=15, num_attention_heads=3, encoder_layers=0, position_embedding_type="learned")
+    assert tiny_config("transformer_captioner", **odd).hidden_size == 15
 
 
 def test_a_file_of_another_version_may_carry_unknown_names(tmp_path):

@@ -4,17 +4,18 @@ import copy
 
 import pytest
 import torch
-from conftest import ATTENTIONS, random_images, random_labels, tiny_model
+from conftest import SYSTEMS, random_images, random_labels, tiny_model
+from transformers import Cache
 
 pytestmark = pytest.mark.usefixtures("double")
 
 ROWS = (1, 3, 5)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_loss_and_gradients_equal_repetition(attention, rows):
-    shared = tiny_model(attention=attention, context_mlp=attention == "dot")
+def test_loss_and_gradients_equal_repetition(system, rows):
+    shared = tiny_model(**SYSTEMS[system], **({"context_mlp": True} if system == "dot" else {}))
     repeated = copy.deepcopy(shared)
     images, labels = random_images(), random_labels(rows=rows)
     loss = shared(pixel_values=images, labels=labels).loss
@@ -27,10 +28,10 @@ def test_loss_and_gradients_equal_repetition(attention, rows):
     torch.testing.assert_close(shared(pixel_values=images, labels=labels.flatten(0, 1)).loss, loss)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_beams_and_samples_equal_repetition(attention, rows):
-    model = tiny_model(attention=attention)
+def test_beams_and_samples_equal_repetition(system, rows):
+    model = tiny_model(**SYSTEMS[system])
     images = random_images()
     repeated = images.repeat_interleave(rows, 0)
     if rows > 1:
@@ -46,34 +47,36 @@ def test_beams_and_samples_equal_repetition(attention, rows):
 
 
 class Spy:
-    """Counts the vision model's images and keeps the shapes of all that the decoder is given and returns."""
+    """Counts the vision model's images and keeps all that the decoder is given, its cache too."""
 
     def __init__(self, model):
-        self.images, self.stored = [], []
+        self.images, self.given = [], []
         model.vision_encoder.model.register_forward_pre_hook(self._see, with_kwargs=True)
-        model.model.decoder.register_forward_hook(self._keep)
+        model.model.decoder.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _see(self, module, args, kwargs):
         self.images.append(kwargs["pixel_values"].shape[0])
 
-    def _keep(self, module, args, output):
-        self.stored += [tensor for tensor in _tensors((args, output[2]))]
+    def _keep(self, module, args, kwargs):
+        self.given += _tensors((args, kwargs))
 
 
 def _tensors(value):
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        yield from _tensors(list(value.values()))
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+    elif isinstance(value, Cache):
+        caches = [cache for cache in vars(value).values() if isinstance(cache, Cache)]  # an EncoderDecoderCache's
+        yield from _tensors([vars(layer) for cache in caches or [value] for layer in cache.layers])
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_the_encoder_runs_once_per_image(attention):
-    model = tiny_model(attention=attention)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_encoder_runs_once_per_image(system):
+    model = tiny_model(**SYSTEMS[system])
     spy = Spy(model)
     model(pixel_values=random_images(), labels=random_labels(rows=5))
     assert spy.images == [3]
@@ -81,28 +84,28 @@ def test_the_encoder_runs_once_per_image(attention):
     assert spy.images == [3, 2]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_nothing_with_regions_is_stored_per_row_during_beam_search(attention):
-    model = tiny_model(attention=attention)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_nothing_with_regions_is_stored_per_row_during_beam_search(system):
+    model = tiny_model(**SYSTEMS[system])
     spy = Spy(model)
-    # 16 regions; neither rows (10), beams, width (16 -> use 15 regions) nor steps look like it
-    features = torch.randn(2, 15, 12)
+    # a square number of regions that neither rows (10), beams, widths nor steps have
+    features = torch.randn(2, 25, 12)
     encoder_outputs = model.get_encoder()(image_features=features)
-    addresses = {tensor.data_ptr() for tensor in _tensors(dict(encoder_outputs)) if 15 in tensor.shape}
+    addresses = {tensor.data_ptr() for tensor in _tensors(dict(encoder_outputs)) if 25 in tensor.shape}
     outputs = model.generate(
         encoder_outputs=encoder_outputs, num_beams=5, max_new_tokens=5, return_dict_in_generate=True
     )
-    with_regions = [tensor for tensor in spy.stored if 15 in tensor.shape]
+    with_regions = [tensor for tensor in spy.given if 25 in tensor.shape]
     assert with_regions and all(tensor.shape[0] == 2 for tensor in with_regions)
     assert {tensor.data_ptr() for tensor in with_regions} <= addresses  # used in place, not copied
-    per_row = [tensor for tensor in spy.stored if tensor.shape[0] == 10]
-    assert per_row and not any(15 in tensor.shape for tensor in per_row)
-    for layer in outputs.past_key_values.layers:
-        assert all(15 not in tensor.shape for tensor in layer.state)
+    stored = list(_tensors(outputs.past_key_values))
+    for per_row in (stored, [tensor for tensor in spy.given if tensor.shape[0] == 10]):
+        assert per_row and not any(25 in tensor.shape for tensor in per_row)
 
 
-def test_encoder_outputs_of_the_caller_are_left_alone():
-    model = tiny_model()
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_encoder_outputs_of_the_caller_are_left_alone(system):
+    model = tiny_model(**SYSTEMS[system])
     encoder_outputs = model.get_encoder()(random_images())
     before = {name: tensor.clone() for name, tensor in encoder_outputs.items()}
     first = model.generate(encoder_outputs=encoder_outputs, num_beams=4, max_new_tokens=4)
@@ -119,9 +122,11 @@ def test_additive_scores_in_chunks_equal_all_at_once():
         torch.testing.assert_close(alignment(state, keys), whole)
 
 
-def test_gradients_reach_what_lies_behind_image_features():
-    model = tiny_model(attention="multi_head")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_gradients_reach_what_lies_behind_image_features(system):
+    model = tiny_model(**SYSTEMS[system])
     features = torch.randn(3, 16, 12, requires_grad=True)
     model(image_features=features, labels=random_labels()).loss.backward()
     assert features.grad.abs().sum() > 0
-    assert model.model.encoder.region_projection.key.weight.grad.abs().sum() > 0
+    for name, parameter in model.model.encoder.named_parameters():
+        assert parameter.grad is not None or "vision_encoder" in name, name

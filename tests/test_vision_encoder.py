@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_labels, tiny_config, tiny_vision
+from conftest import SYSTEMS, random_labels, tiny_config, tiny_model, tiny_vision
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -75,10 +75,9 @@ def test_regions_are_the_patches_row_by_row(name):
 
 
 @pytest.mark.parametrize("name", VISION)
-@pytest.mark.parametrize("attention", ["none", "multi_head"])
-def test_trains_a_step_and_generates(name, attention):
-    torch.manual_seed(0)
-    model = RnnCaptionerForConditionalGeneration(tiny_config(vision_config=VISION[name][0], attention=attention))
+@pytest.mark.parametrize("system", ["none", "multi_head", "cnn_transformer", "vit_transformer"])
+def test_trains_a_step_and_generates(name, system):
+    model = tiny_model(**{**SYSTEMS[system], "vision_config": VISION[name][0]})
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.train()
@@ -127,6 +126,20 @@ def test_another_image_size_than_the_configuration_names():
     ).eval()
     assert encoder(torch.randn(1, 3, 96, 64))[1] == (12, 8)
     assert VisionEncoder(tiny_vision())(torch.randn(1, 3, 64, 96))[1] == (8, 12)
+
+
+@pytest.mark.parametrize("system", ["additive", "cnn_transformer", "vit_transformer"])
+def test_attention_is_chosen_for_whoever_has_it(tmp_path, system):
+    """A CNN has none to choose, and does not forbid the captioner's choice."""
+    model = tiny_model(**SYSTEMS[system])
+    model.save_pretrained(tmp_path)
+    for implementation in ("eager", "sdpa"):
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation=implementation)
+        model.set_attn_implementation(implementation)
+        for one in (loaded, model):
+            vision = one.vision_encoder.model.config._attn_implementation
+            expected = implementation if system == "vit_transformer" else "eager"
+            assert (one.config._attn_implementation, vision) == (implementation, expected)
 
 
 def test_a_model_without_regions_is_refused():

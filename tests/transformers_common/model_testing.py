@@ -144,3 +144,38 @@ class CaptionerModelTestMixin(TrainingTesterMixin, ModelTesterMixin):
                 return super().generate(pixel_values=random_images(2)[:1], decoder_input_ids=prompts, **kwargs)
 
         return Captioner
+
+
+class ChoosingAttentionTestMixin:
+    """For a vision model with attention of its own, whose implementation can be chosen."""
+
+    _is_composite = True
+
+    def _implementations(self, model):
+        return model.config._attn_implementation, model.vision_encoder.model.config._attn_implementation
+
+    def test_attn_implementation_composite_models(self):
+        """As upstream's, of which a part supposes a configuration for the text alone."""
+        for model_class in self.all_model_classes:
+            config = self.model_tester.get_config()
+            config._attn_implementation = {"": "eager", "vision_config": "sdpa"}
+            model = model_class(config)
+            self.assertEqual(self._implementations(model), ("eager", "sdpa"))
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                loaded = model_class.from_pretrained(
+                    folder, attn_implementation={"": "sdpa", "vision_config": "eager"}
+                )
+            self.assertEqual(self._implementations(loaded), ("sdpa", "eager"))
+
+    def test_sdpa_can_dispatch_composite_models(self):
+        """As upstream's, which looks for the vision model under other names."""
+        for model_class in self.all_model_classes:
+            with tempfile.TemporaryDirectory() as folder:
+                model_class(self.model_tester.get_config()).save_pretrained(folder)
+                self.assertEqual(self._implementations(model_class.from_pretrained(folder)), ("sdpa", "sdpa"))
+                eager = model_class.from_pretrained(folder, attn_implementation="eager")
+            self.assertEqual(self._implementations(eager), ("eager", "eager"))
+            for module in eager.modules():
+                if type(module).__name__.endswith("Attention"):
+                    self.assertEqual(module.config._attn_implementation, "eager")

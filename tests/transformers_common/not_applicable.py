@@ -8,10 +8,15 @@ from transformers import AutoImageProcessor
 
 _NO_PADDING = "beginnings of captions are never padded or cut; CaptionerProcessorTargetTest runs it on the labels"
 
+_NO_GENERATION = "the source archive lacks transformers' generation tests; tests/test_generation.py covers generation"
+_NO_ENCODER_LAYERS = "expects encoder layers; tests/test_transformer_reference.py covers a captioner without them"
+
 NOT_APPLICABLE = {
-    "test_modeling_rnn_captioner": {
-        "test_generation_tester_mixin_inheritance": "the source archive lacks transformers' generation tests; "
-        "tests/test_generation.py covers generation",
+    "test_modeling_rnn_captioner": {"test_generation_tester_mixin_inheritance": _NO_GENERATION},
+    "test_modeling_transformer_captioner": {
+        "test_generation_tester_mixin_inheritance": _NO_GENERATION,
+        "VitTransformerTest::test_attention_outputs": _NO_ENCODER_LAYERS,
+        "VitTransformerTest::test_hidden_states_output": _NO_ENCODER_LAYERS,
     },
     "test_image_processing_captioner": {
         "test_new_models_require_torchvision_backend": "one class has the torchvision backend as its base where "

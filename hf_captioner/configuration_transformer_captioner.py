@@ -1,0 +1,87 @@
+"""Configuration of the CNN-Transformer and ViT-Transformer captioners."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+
+from .configuration_captioner import CaptionerConfig
+
+NORMS = ("post", "pre")
+POSITION_EMBEDDING_TYPES = ("sinusoidal", "learned")
+_DEFAULT_LEARNED_POSITIONS = 128
+
+
+@strict
+class TransformerCaptionerConfig(CaptionerConfig):
+    r"""
+    Configuration of a captioner whose decoder is a Transformer. The defaults are those of the base model of Attention
+    Is All You Need (Vaswani et al. 2017), with the regions of an image in place of the source sentence. Fields that
+    are not listed here are described at [`CaptionerConfig`].
+
+    Args:
+        encoder_layers (`int`, defaults to 6):
+            Self-attention layers over the regions, which get two-dimensional sinusoidal positions first. With 0 the
+            vision model's own regions go to the decoder, projected to `hidden_size` and without added positions.
+        decoder_layers (`int`, defaults to 6): Layers over the words, each of which attends to the regions.
+        num_attention_heads (`int`, defaults to 8): Heads of every attention; they must divide `hidden_size`.
+        intermediate_size (`int`, defaults to 2048): Width of the feed-forward sublayers.
+        norm (`str`, defaults to `"post"`):
+            Where layers are normalised: `"post"`, after each residual sum, as in the paper, or `"pre"`, before each
+            sublayer and once at the end (Xiong et al. 2020), which trains without warmup.
+        position_embedding_type (`str`, defaults to `"sinusoidal"`):
+            Positions of the words. `"sinusoidal"` ones are fixed and continue beyond the longest caption in training;
+            `"learned"` ones end at `max_position_embeddings`.
+        max_position_embeddings (`int`, *optional*):
+            Number of learned positions, by default 128; sinusoidal ones have no limit.
+        activation (`str`, defaults to `"relu"`): Function inside the feed-forward sublayers, of `ACT2FN`.
+    """
+
+    model_type = "transformer_captioner"
+    attribute_map = {"num_hidden_layers": "decoder_layers"}
+
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
+    norm: str = "post"
+    position_embedding_type: str = "sinusoidal"
+    max_position_embeddings: int | None = None
+    activation: str = "relu"
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.position_embedding_type == "learned" and self.max_position_embeddings is None:
+            self.max_position_embeddings = _DEFAULT_LEARNED_POSITIONS
+        super().__post_init__(**kwargs)
+
+    def validate_choices(self):
+        """Names are among the known ones."""
+        for name, choices in (
+            ("norm", NORMS),
+            ("position_embedding_type", POSITION_EMBEDDING_TYPES),
+            ("activation", tuple(ACT2FN)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    def validate_transformer_sizes(self):
+        """Layers, widths and heads fit together, and so do the halves and quarters that sinusoidal positions need."""
+        for name in ("decoder_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.encoder_layers < 0:
+            raise ValueError(f"`encoder_layers` must be at least 0, got {self.encoder_layers}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`num_attention_heads` must divide `hidden_size` ({self.hidden_size}), got {self.num_attention_heads}"
+            )
+        for applies, divisor, what in (
+            (self.position_embedding_type == "sinusoidal", 2, "sinusoidal positions"),
+            (self.encoder_layers > 0, 4, "the two-dimensional positions of encoder layers"),
+        ):
+            if applies and self.hidden_size % divisor:
+                raise ValueError(f"`hidden_size` must be a multiple of {divisor} for {what}, got {self.hidden_size}")
+
+
+TransformerCaptionerConfig.register_for_auto_class()
+
+__all__ = ["TransformerCaptionerConfig"]

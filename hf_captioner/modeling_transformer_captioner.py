@@ -1,0 +1,527 @@
+"""CNN-Transformer and ViT-Transformer captioners: attention over regions, over words, and from words to regions."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationMixin
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqModelOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+from .attention import RegionProjection, grid_positions, rows_per_image, sinusoidal_positions
+from .configuration_transformer_captioner import TransformerCaptionerConfig
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from .vision_encoder import VisionEncoder
+
+
+@dataclass
+class TransformerCaptionerEncoderOutput(BaseModelOutput):
+    """
+    All that depends on the image alone; nothing of it is repeated for an image's rows.
+
+    Args:
+        last_hidden_state: what the decoder attends to (B, L, H).
+        hidden_states: input and output of every encoder layer, each (B, L, H), if asked for.
+        attentions: weights of every encoder layer, each (B, heads, L, L), if asked for.
+        projected_keys: (B, decoder_layers, heads, L, d), the keys that each decoder layer's queries meet.
+        projected_values: the values that belong to them, of the same shape.
+    """
+
+    projected_keys: torch.FloatTensor | None = None
+    projected_values: torch.FloatTensor | None = None
+
+
+class TransformerCaptionerPreTrainedModel(CaptionerPreTrainedModel):
+    config: TransformerCaptionerConfig
+    config_class = TransformerCaptionerConfig
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerCaptionerEncoderLayer", "TransformerCaptionerDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """
+    softmax(scaling Q K^T + mask) V; Vaswani et al. 2017, equation 1.
+
+    Args:
+        query: (B, heads, Q, d).
+        key, value: (B, heads, L, d).
+        attention_mask: (B or 1, 1, Q, L) or `None`: true where a key is seen, or numbers to add to the scores.
+
+    Returns:
+        contexts (B, Q, heads, d) and weights (B, heads, Q, L).
+    """
+    scores = (scaling * query) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + attention_mask
+    # Half precision is too coarse for the sum over many regions.
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return (nn.functional.dropout(weights, dropout, module.training) @ value).transpose(1, 2), weights
+
+
+class TransformerCaptionerAttention(nn.Module):
+    """
+    What self-attention and attention to regions share: queries and the output (Vaswani et al. 2017, section 3.2.2).
+
+    Args:
+        config: [`TransformerCaptionerConfig`].
+        is_causal: whether a query sees only keys up to its own position.
+    """
+
+    def __init__(self, config: TransformerCaptionerConfig, is_causal: bool):
+        super().__init__()
+        self.config = config
+        self.is_causal = is_causal  # read by the attention functions, which otherwise suppose that it is true
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def split_heads(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(B, Q, H) -> (B, heads, Q, d)."""
+        return tensor.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def attend(self, query, key, value, attention_mask, output_attentions):
+        """
+        Contexts (B, Q, H), and weights (B, heads, Q, L) if asked for, which only the eager function has.
+        """
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        context, weights = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
+        return context.flatten(2), weights if output_attentions else None
+
+
+class TransformerCaptionerSelfAttention(TransformerCaptionerAttention):
+    """
+    Attention of a sequence to itself.
+
+    Args:
+        config: [`TransformerCaptionerConfig`].
+        is_causal: whether a position sees only those up to itself.
+        layer_idx: place of its keys and values in the cache.
+    """
+
+    def __init__(self, config: TransformerCaptionerConfig, is_causal: bool, layer_idx: int):
+        super().__init__(config, is_causal)
+        self.layer_idx = layer_idx
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, output_attentions=False):
+        """(N, T, H) -> (N, T, H) and weights (N, heads, T, S) or `None`; S counts the cached positions as well."""
+        key, value = self.split_heads(self.key(hidden_states)), self.split_heads(self.value(hidden_states))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        query = self.split_heads(self.query(hidden_states))
+        context, weights = self.attend(query, key, value, attention_mask, output_attentions)
+        return self.output(context), weights
+
+
+class TransformerCaptionerRegionAttention(TransformerCaptionerAttention):
+    """
+    Attention of words to the regions of their image, whose keys and values the encoder has made. The T words of an
+    image's k rows are k * T queries to them, so that no row needs a copy.
+    """
+
+    def __init__(self, config: TransformerCaptionerConfig):
+        super().__init__(config, is_causal=False)
+
+    def forward(self, hidden_states, key, value, output_attentions=False):
+        """
+        Args:
+            hidden_states: (B * k, T, H).
+            key, value: (B, heads, L, d).
+
+        Returns:
+            (B * k, T, H) and weights (B * k, heads, T, L) or `None`.
+        """
+        rows, length, _ = hidden_states.shape
+        query = self.query(hidden_states).view(key.shape[0], -1, hidden_states.shape[-1])  # (B, k * T, H)
+        context, weights = self.attend(self.split_heads(query), key, value, None, output_attentions)
+        if weights is not None:
+            weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+        return self.output(context.reshape(rows, length, -1)), weights
+
+
+class TransformerCaptionerFeedForward(nn.Sequential):
+    """W_2 f(W_1 x + b_1) + b_2: Vaswani et al. 2017, equation 2."""
+
+    def __init__(self, config: TransformerCaptionerConfig):
+        super().__init__(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            ACT2FN[config.activation],
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+
+
+class TransformerCaptionerResidual(nn.Module):
+    """
+    What surrounds a sublayer f: norm(x + f(x)) (Vaswani et al. 2017, section 3.1), or x + f(norm(x)) (Xiong et al.
+    2020) if `norm` is `"pre"`; `enter` gives what f reads and `leave` takes what it says.
+    """
+
+    def __init__(self, config: TransformerCaptionerConfig):
+        super().__init__()
+        self.is_pre = config.norm == "pre"
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def enter(self, hidden_states):
+        return self.norm(hidden_states) if self.is_pre else hidden_states
+
+    def leave(self, hidden_states, update):
+        hidden_states = hidden_states + self.dropout(update)
+        return hidden_states if self.is_pre else self.norm(hidden_states)
+
+
+class TransformerCaptionerEncoderLayer(GradientCheckpointingLayer):
+    """Self-attention over the regions, and a feed-forward network."""
+
+    def __init__(self, config: TransformerCaptionerConfig, layer_idx: int):
+        super().__init__()
+        self.self_attention = TransformerCaptionerSelfAttention(config, is_causal=False, layer_idx=layer_idx)
+        self.self_attention_residual = TransformerCaptionerResidual(config)
+        self.feed_forward = TransformerCaptionerFeedForward(config)
+        self.feed_forward_residual = TransformerCaptionerResidual(config)
+
+    def forward(self, hidden_states, output_attentions=False):
+        """(B, L, H) -> (B, L, H) and weights (B, heads, L, L) or `None`."""
+        residual = self.self_attention_residual
+        update, weights = self.self_attention(residual.enter(hidden_states), output_attentions=output_attentions)
+        hidden_states = residual.leave(hidden_states, update)
+        residual = self.feed_forward_residual
+        return residual.leave(hidden_states, self.feed_forward(residual.enter(hidden_states))), weights
+
+
+class TransformerCaptionerDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention over the words so far, attention to the regions, and a feed-forward network."""
+
+    def __init__(self, config: TransformerCaptionerConfig, layer_idx: int):
+        super().__init__()
+        self.self_attention = TransformerCaptionerSelfAttention(config, is_causal=True, layer_idx=layer_idx)
+        self.self_attention_residual = TransformerCaptionerResidual(config)
+        self.region_attention = TransformerCaptionerRegionAttention(config)
+        self.region_attention_residual = TransformerCaptionerResidual(config)
+        self.feed_forward = TransformerCaptionerFeedForward(config)
+        self.feed_forward_residual = TransformerCaptionerResidual(config)
+
+    def forward(self, hidden_states, key, value, attention_mask=None, past_key_values=None, output_attentions=False):
+        """
+        Args:
+            hidden_states: (N, T, H), N = B * k.
+            key, value: of the regions, (B, heads, L, d).
+            attention_mask: of the self-attention, as [`create_causal_mask`] makes it.
+            past_key_values: the self-attention's cache.
+            output_attentions: whether to return weights.
+
+        Returns:
+            (N, T, H), weights over words (N, heads, T, S) and over regions (N, heads, T, L) or `None` for both.
+        """
+        residual = self.self_attention_residual
+        update, self_weights = self.self_attention(
+            residual.enter(hidden_states), attention_mask, past_key_values, output_attentions
+        )
+        hidden_states = residual.leave(hidden_states, update)
+        residual = self.region_attention_residual
+        update, region_weights = self.region_attention(residual.enter(hidden_states), key, value, output_attentions)
+        hidden_states = residual.leave(hidden_states, update)
+        residual = self.feed_forward_residual
+        hidden_states = residual.leave(hidden_states, self.feed_forward(residual.enter(hidden_states)))
+        return hidden_states, self_weights, region_weights
+
+
+class TransformerCaptionerEncoder(nn.Module):
+    """
+    The image's side: regions, the encoder layers over them, and their keys and values for every decoder layer. The
+    decoder layers' key and value maps of Vaswani et al. 2017 live here, for they belong to an image and not to a row.
+    """
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: TransformerCaptionerConfig):
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.vision_encoder = VisionEncoder(config.vision_config)
+        self.region_projection = nn.Linear(self.vision_encoder.width, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerCaptionerEncoderLayer(config, layer_idx) for layer_idx in range(config.encoder_layers)
+        )
+        self.norm = nn.LayerNorm(hidden) if config.encoder_layers and config.norm == "pre" else nn.Identity()
+        self.key_value_projections = nn.ModuleList(
+            RegionProjection(hidden, hidden, config.num_attention_heads, project_values=True)
+            for _ in range(config.decoder_layers)
+        )
+
+    def _add_positions(self, hidden_states, grid):
+        length, width = hidden_states.shape[1:]
+        if grid is None:
+            grid = (round(length**0.5),) * 2
+            if grid[0] ** 2 != length:
+                raise ValueError(
+                    f"`image_features` must fill a square grid, for encoder layers need its positions; "
+                    f"got {length} regions"
+                )
+        return hidden_states + grid_positions(grid, width, hidden_states.dtype, hidden_states.device)
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TransformerCaptionerEncoderOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W).
+            image_features: (B, L, D), the vision model's regions, in place of `pixel_values`.
+            output_attentions: whether to return the encoder layers' weights.
+            output_hidden_states: whether to return the encoder layers' inputs and outputs.
+
+        Raises:
+            ValueError: if not exactly one of the first two is given, the features have another width, or there are
+                encoder layers and the features are not those of a square grid.
+        """
+        regions, grid = self.vision_encoder.regions(pixel_values, image_features)
+        hidden_states = self.region_projection(regions)
+        all_states, all_weights = (), ()
+        if self.layers:
+            hidden_states = self.dropout(self._add_positions(hidden_states, grid))
+            for layer in self.layers:
+                all_states += (hidden_states,)
+                hidden_states, weights = layer(hidden_states, output_attentions=bool(output_attentions))
+                all_weights += (weights,)
+            hidden_states = self.norm(hidden_states)
+        pairs = [projection(hidden_states) for projection in self.key_value_projections]
+        # Layers in front in memory: a layer's keys are then one block, which products with them need not copy.
+        keys, values = (torch.stack(tensors).transpose(0, 1) for tensors in zip(*pairs, strict=True))
+        output = TransformerCaptionerEncoderOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
+            attentions=all_weights if output_attentions and self.layers else None,
+            projected_keys=keys,
+            projected_values=values,
+        )
+        return output if return_dict or return_dict is None else output.to_tuple()
+
+
+class TransformerCaptionerDecoder(nn.Module):
+    """The rows' side: word embeddings with positions, and the decoder layers."""
+
+    def __init__(self, config: TransformerCaptionerConfig):
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
+        self.embed_positions = None
+        if config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerCaptionerDecoderLayer(config, layer_idx) for layer_idx in range(config.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(hidden) if config.norm == "pre" else nn.Identity()
+
+    def _positions(self, length, past_length, attention_mask, device):
+        """Numbers of the words, (T,); or (N, T) where a mask (N, S) says that rows begin with padding."""
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return torch.arange(length, device=device) + past_length
+
+    def _check_length(self, length, past_length, past_key_values):
+        limit = self.config.max_position_embeddings
+        if self.embed_positions is None:
+            return
+        # The number of tokens in a static cache is known to its device alone; its size is known here.
+        whole = past_length + length if isinstance(past_length, int) else past_key_values.get_max_length()
+        if whole > limit:
+            raise ValueError(
+                f"`max_position_embeddings` must be at least the length of the captions, which are of {whole} tokens "
+                f"with the start token, got {limit}; sinusoidal positions have no limit"
+            )
+
+    def _causal_mask(self, embeddings, attention_mask, past_key_values, output_attentions):
+        config = self.config
+        if output_attentions:
+            # The mask must fit the eager function, whatever the others use. Written as transformers does, so that
+            # the vision model's configuration is left alone.
+            config = copy.copy(config)
+            config._attn_implementation_internal = "eager"
+        return create_causal_mask(config, embeddings, attention_mask, past_key_values)
+
+    def forward(
+        self,
+        decoder_input_ids: torch.LongTensor,
+        encoder_outputs: TransformerCaptionerEncoderOutput,
+        decoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """
+        Args:
+            decoder_input_ids: (N, T).
+            encoder_outputs: [`TransformerCaptionerEncoderOutput`] of B images.
+            decoder_attention_mask: see [`TransformerCaptionerModel.forward`].
+            past_key_values: the self-attention's cache.
+
+        Raises:
+            ValueError: if the rows are not a multiple of the images, or learned positions end before the words do.
+        """
+        length = decoder_input_ids.shape[1]
+        rows_per_image(decoder_input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0])
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_length(length, past_length, past_key_values)
+        positions = self._positions(length, past_length, decoder_attention_mask, decoder_input_ids.device)
+        embeddings = self.embed_tokens(decoder_input_ids) * self.config.hidden_size**0.5
+        if self.embed_positions is None:
+            embeddings = embeddings + sinusoidal_positions(positions, self.config.hidden_size, embeddings.dtype)
+        else:
+            embeddings = embeddings + self.embed_positions(positions)
+        hidden_states = self.dropout(embeddings)  # (N, T, H)
+        mask = self._causal_mask(hidden_states, decoder_attention_mask, past_key_values, output_attentions)
+
+        all_states, all_self_weights, all_region_weights = (), (), ()
+        keys, values = encoder_outputs.projected_keys.unbind(1), encoder_outputs.projected_values.unbind(1)
+        for layer, key, value in zip(self.layers, keys, values, strict=True):
+            all_states += (hidden_states,)
+            hidden_states, self_weights, region_weights = layer(
+                hidden_states,
+                key,
+                value,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                output_attentions=output_attentions,
+            )
+            all_self_weights += (self_weights,)
+            all_region_weights += (region_weights,)
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states,
+            hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
+            attentions=all_self_weights if output_attentions else None,
+            cross_attentions=all_region_weights if output_attentions else None,
+        )
+
+
+class TransformerCaptionerModel(TransformerCaptionerPreTrainedModel):
+    """
+    Vision model, encoder and decoder without a language model head.
+
+    Args:
+        config: [`TransformerCaptionerConfig`].
+    """
+
+    def __init__(self, config: TransformerCaptionerConfig):
+        super().__init__(config)
+        self.encoder = TransformerCaptionerEncoder(config)
+        self.decoder = TransformerCaptionerDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.decoder.embed_tokens = value
+
+    def get_encoder(self, modality=None):
+        return self.encoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        encoder_outputs: TransformerCaptionerEncoderOutput | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """
+        Arguments as in [`TransformerCaptionerForConditionalGeneration`]; `last_hidden_state` is (N, T, H).
+
+        Args:
+            decoder_attention_mask: (N, S), S counting the cached words as well, 0 for padding in front of a row, 1
+                else; or (N, 1, T, S), as `generate()` makes it for a static cache, true where a word is seen.
+            past_key_values: a cache of the words' keys and values. An `EncoderDecoderCache` is taken as well, whose
+                half for the image stays empty: what belongs to the image is in `encoder_outputs`, once per image, and
+                not in a cache, which beam search reorders row by row.
+        """
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                pixel_values=pixel_values,
+                image_features=image_features,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = past_key_values
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
+        outputs = self.decoder(
+            decoder_input_ids,
+            encoder_outputs,
+            decoder_attention_mask=decoder_attention_mask,
+            past_key_values=cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=past_key_values if use_cache else None,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class TransformerCaptionerForConditionalGeneration(
+    CaptionerForConditionalGeneration, TransformerCaptionerPreTrainedModel, GenerationMixin
+):
+    """
+    The Transformer captioner with its language model head; see [`CaptionerForConditionalGeneration.forward`].
+
+    Args:
+        config: [`TransformerCaptionerConfig`].
+    """
+
+    model_class = TransformerCaptionerModel
+
+
+TransformerCaptionerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = [
+    "TransformerCaptionerForConditionalGeneration",
+    "TransformerCaptionerModel",
+    "TransformerCaptionerPreTrainedModel",
+]
