@@ -34,3 +34,4 @@ style: setup
 
 bench: setup
 	$(RUN)/python training/benchmark_metrics.py
+	$(RUN)/python training/benchmark.py
