@@ -2,12 +2,14 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 demands torchvision
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_rnn_captioner import RnnCaptionerConfig
 from .configuration_transformer_captioner import TransformerCaptionerConfig
 from .image_processing_captioner import CaptionerImageProcessor
 from .modeling_rnn_captioner import RnnCaptionerForConditionalGeneration, RnnCaptionerModel
 from .modeling_transformer_captioner import TransformerCaptionerForConditionalGeneration, TransformerCaptionerModel
+from .pipeline_captioner import TASK, ImageCaptioningPipeline
 from .processing_captioner import CaptionerProcessor
 from .tokenization_captioner import train_tokenizer
 
@@ -26,9 +28,14 @@ for _config, _model in (
     )
     AutoProcessor.register(_config, CaptionerProcessor)
 
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, ImageCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+)
+
 __all__ = [
     "CaptionerImageProcessor",
     "CaptionerProcessor",
+    "ImageCaptioningPipeline",
     "RnnCaptionerConfig",
     "RnnCaptionerForConditionalGeneration",
     "RnnCaptionerModel",

@@ -6,10 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-
-def token_texts(tokenizer, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds to a caption, special tokens by their names."""
-    return [tokenizer.decode([token]).strip() or tokenizer.convert_ids_to_tokens([token])[0] for token in tokens]
+from .pipeline_captioner import token_texts
 
 
 def overlay(image: Image.Image, weights: np.ndarray, color: tuple[int, int, int] = (255, 64, 0)) -> Image.Image:
@@ -69,3 +66,6 @@ def save_attention_picture(
             axes.set_title(tile[1], fontsize=9)
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=110)
+
+
+__all__ = ["overlay", "save_attention_picture", "token_texts"]

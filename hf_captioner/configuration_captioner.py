@@ -4,6 +4,7 @@ import difflib
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 # Names that transformers itself hands to a configuration beside its fields.
 _COMMON_KWARGS = {
@@ -60,6 +61,9 @@ class CaptionerConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 2
 
     def __post_init__(self, **kwargs):
+        # Where this package is installed, its pipeline is registered by name and the folder's code is not needed.
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            kwargs.pop("custom_pipelines", None)
         # A configuration read from a file may carry what another version of transformers wrote; one written by hand
         # may not, or a misspelt field would silently keep its default.
         if self.transformers_version is None:

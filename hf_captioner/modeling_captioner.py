@@ -114,10 +114,19 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         self.lm_head = new_embeddings
 
     def save_pretrained(self, *args, **kwargs):
-        """As in transformers; `AutoModel` as well as the registered auto class then load this class."""
+        """As in transformers; any of the auto classes and the pipeline then find their code in the folder alone."""
         if self._auto_class is not None:
-            here = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": here}
+            # What copies the code's files finds the pipeline's by this line.
+            from .pipeline_captioner import TASK, ImageCaptioningPipeline
+
+            # All anew: a model that came from the Hub names the classes of the repository that it came from.
+            config, model, pipeline = (
+                f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+                for cls in (type(self.config), type(self), ImageCaptioningPipeline)
+            )
+            auto = "AutoModelForImageTextToText"
+            self.config.auto_map = {"AutoConfig": config, "AutoModel": model, auto: model}
+            self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": [auto]}}
         super().save_pretrained(*args, **kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
