@@ -1,13 +1,19 @@
 """transformers' Trainer for captioners: one image, several captions."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import upload_folder
 from transformers import EvalPrediction, Seq2SeqTrainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
 from .metrics import CaptionMetrics
+
+_SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner's folder is made of
 
 
 class CaptioningTrainer(Seq2SeqTrainer):
@@ -56,6 +62,45 @@ class CaptioningTrainer(Seq2SeqTrainer):
         super()._save(output_dir, state_dict)
         # A pickle that nothing reads; the folder goes to the Hub.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """None: there is one in every folder that a captioner is saved to, which a draft would replace."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """
+        Pushes a checkpoint. The base class takes from it weights and configuration alone, without the code that they
+        need, and adds its own pickled arguments.
+        """
+        args, earlier = self.args, self.push_in_progress
+        busy = earlier is not None and not earlier.is_done()
+        if (
+            not self.is_world_process_zero()
+            or args.hub_strategy == HubStrategy.END
+            or (busy and not args.hub_always_push)
+        ):
+            return
+        # Copied first, for the next checkpoint may be the end of this one's folder while it is on its way.
+        for path in Path(checkpoint_folder).iterdir():
+            if path.suffix in _SHARED:
+                shutil.copy(path, args.output_dir)
+        message = f"Training in progress, step {self.state.global_step}"
+        options = dict(repo_id=self.hub_model_id, token=args.hub_token, revision=args.hub_revision, run_as_future=True)
+        jobs = [
+            upload_folder(
+                folder_path=args.output_dir, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **options
+            )
+        ]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            message += ", checkpoint"
+            jobs.append(
+                upload_folder(folder_path=checkpoint_folder, path_in_repo=place, commit_message=message, **options)
+            )
+        if busy:
+            earlier.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "index"}

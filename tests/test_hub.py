@@ -14,9 +14,13 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 from hub_push import KINDS
-from hub_server import HubServer
+from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from test_training_scripts import arguments
+from transformers import pipeline
+
+from hf_captioner.data import shapes_dataset
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -229,3 +233,30 @@ def test_the_code_in_the_folder_asks_for_little(hub, kind):
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "id", "")
                 assert called not in REFUSED, f"{path}:{node.lineno}: {called}"
+
+
+def test_training_pushes_at_checkpoints_and_at_its_end(hub, home):
+    """Every commit is a whole captioner, and none has a pickle or the token."""
+    folder = home / "trained"
+    settings = dict(push_to_hub=True, hub_model_id="user/trained", hub_token=TOKEN, num_samples=4)
+    command = arguments(folder, **settings, eval_strategy="no", load_best_model_at_end=False)
+    run("../training/train.py", *command, PYTHONPATH=str(ROOT), **hub.environment(home / "trainer", token=None))
+    repository = hub.repositories["user/trained"]
+    messages = [message for _, message in repository.messages]
+    assert messages[1] == "Training in progress, step 2" and messages[-1] == "End of training"
+    captions = set()
+    for number, files in enumerate(list(repository.commits.values())[1:]):
+        assert {"modeling_rnn_captioner.py", "attention.py", "pipeline_captioner.py", "README.md"} <= set(files)
+        assert not [path for path in files if path.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        assert not any(TOKEN.encode() in content for content in files.values())
+        saved = home / "commits" / str(number)
+        saved.mkdir(parents=True)
+        for path, content in files.items():
+            (saved / path).parent.mkdir(exist_ok=True)
+            (saved / path).write_bytes(content)
+        captioner = pipeline("image-captioning", model=str(saved), device="cpu")
+        captions.add(captioner(shapes_dataset(1)[0]["image"])[0]["score"])
+    assert len(captions) > 1, "the weights of the checkpoint and those at the end differ"
+    card = ModelCard(files["README.md"].decode())
+    assert 'model="user/trained"' in card.text and card.data.eval_results and "examples/0.jpg" in files
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]

@@ -10,6 +10,7 @@ command line goes before what stands in the YAML file.
 """
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from write_card import NUM_SAMPLES, write_card
 
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.attention_maps import save_attention_picture, token_texts
@@ -169,7 +171,8 @@ def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
 @torch.no_grad()
 def write_samples(model, processor, dataset, count: int, folder: Path) -> list[dict]:
     """
-    Captions the first images: `samples.json`, and `attention.png` of the first four if the model attends.
+    Captions the first images: `samples.json`, the first four in `examples/`, and their `attention.png` if the model
+    attends.
 
     Returns:
         for each image the `caption` and its `references`.
@@ -182,6 +185,11 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
     captions = decode_captions(processor.tokenizer, outputs.sequences.cpu())
     samples = [{"caption": c, "references": r} for c, r in zip(captions, rows["captions"][:], strict=True)]
     (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    (folder / "examples").mkdir(exist_ok=True)
+    for index, image in enumerate(rows["image"][:NUM_SAMPLES]):
+        image = image.convert("RGB")
+        image.thumbnail((224, 224))
+        image.save(folder / "examples" / f"{index}.jpg")
     if attends:
         _, grid = model.vision_encoder(pixels)
         maps = model.attention_maps(outputs, grid=grid)[:4].cpu()
@@ -196,8 +204,21 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
     return samples
 
 
+def write_training(folder: Path, argv: list[str], model_args: ModelArguments, data_args: DataArguments) -> None:
+    """`training.json`, what the card tells of the training beside the trainer's own files."""
+    command = ["accelerate", "launch", "training/train.py", *argv]
+    if "--hub_token" in command:  # nobody else's business
+        at = command.index("--hub_token")
+        del command[at : at + 2]
+    names = ("train_data", "train_split", "eval_data", "eval_split")
+    training = {"command": shlex.join(command), "num_beams": model_args.num_beams}
+    training |= {name: getattr(data_args, name) for name in names}
+    (folder / "training.json").write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n")
+
+
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, args = parse_arguments(argv)
     args.predict_with_generate, args.remove_unused_columns = True, False
     checkpoint = resume_point(args)
     set_seed(args.seed)
@@ -252,7 +273,11 @@ def main(argv: list[str] | None = None) -> None:
         for sample in write_samples(model, processor, evaluation, data_args.num_samples, folder)[:4]:
             print(f"\nmodel: {sample['caption']}")
             print("\n".join(f" true: {reference}" for reference in sample["references"]))
+        write_training(folder, argv, model_args, data_args)
+        write_card(folder, name=trainer.hub_model_id if args.push_to_hub else None)
         print(f"\nmodel and processor: {folder}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":
