@@ -37,9 +37,16 @@ class CaptionerImageProcessor(ImageProcessorBackend):
             **kwargs: settings that replace the copied ones.
 
         Raises:
+            FileNotFoundError: if there is no such folder or repository with that file.
             ValueError: if the model was trained on something that this processor cannot make.
         """
-        theirs, _ = ImageProcessingMixin.get_image_processor_dict(path_or_name)
+        try:
+            theirs, _ = ImageProcessingMixin.get_image_processor_dict(path_or_name)
+        except OSError as error:
+            raise FileNotFoundError(
+                "the vision model must be a folder with a preprocessor_config.json, or a repository with one that the "
+                f"Hub has and this machine can reach or has downloaded before, got {str(path_or_name)!r}: {error}"
+            ) from error
         if theirs.get("do_flip_channel_order"):
             raise ValueError(f"`do_flip_channel_order` is not supported, but {path_or_name} was trained with it")
         size = theirs["crop_size"] if theirs.get("do_center_crop") else theirs.get("size", cls.size)

@@ -76,6 +76,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
         Returns:
             the model, in the configuration's `dtype` (or torch's default) whatever the folder's.
+
+        Raises:
+            FileNotFoundError: if there is neither such a folder nor, on the Hub or in its cache, such a repository.
         """
         dtype = config.dtype or torch.get_default_dtype()
         vision_model = load_vision_model(path_or_name, dtype)

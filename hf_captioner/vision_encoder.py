@@ -89,13 +89,22 @@ def load_vision_model(path_or_name: str, dtype: torch.dtype) -> nn.Module:
     Args:
         path_or_name: a local folder or a Hub repository.
         dtype: the floating point type to load into, whatever the folder holds.
+
+    Raises:
+        FileNotFoundError: if there is neither such a folder nor, on the Hub or in its cache, such a repository.
     """
-    config = AutoConfig.from_pretrained(path_or_name)
-    if getattr(config, "vision_config", None) is not None:
-        with torch.device("meta"):
-            model_class = type(AutoModel.from_config(config.vision_config))
+    try:
+        config = AutoConfig.from_pretrained(path_or_name)
+        model_class = AutoModel
+        if getattr(config, "vision_config", None) is not None:
+            with torch.device("meta"):
+                model_class = type(AutoModel.from_config(config.vision_config))
         return model_class.from_pretrained(path_or_name, dtype=dtype)
-    return AutoModel.from_pretrained(path_or_name, dtype=dtype)
+    except OSError as error:
+        raise FileNotFoundError(
+            "the vision model must be a folder, or a repository that the Hub has and this machine can reach or has "
+            f"downloaded before, got {str(path_or_name)!r}: {error}"
+        ) from error
 
 
 class VisionEncoder(nn.Module):

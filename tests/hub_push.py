@@ -1,12 +1,17 @@
-"""Trains a captioner of every kind for two steps and pushes it to the environment's Hub: `hub_push.py FOLDER`."""
+"""
+Trains a captioner of every kind for two steps and pushes it to the environment's Hub, and starts others from a vision
+model there: `hub_push.py FOLDER`.
+"""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
-from conftest import ATTENTIONS, TRANSFORMERS, random_images, random_labels, tiny_model
+from conftest import ATTENTIONS, TRANSFORMERS, random_images, random_labels, tiny_config, tiny_model, tiny_vision
 from safetensors.torch import save_file
+from transformers import AutoModel
+from transformers.image_processing_backends import PilBackend
 
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.configuration_rnn_captioner import ATTENTION_SAMPLINGS
@@ -39,6 +44,18 @@ def main(folder: Path) -> None:
         with torch.no_grad():
             expected[f"{name}.logits"] = model(**inputs).logits
             expected[f"{name}.beams"] = model.generate(inputs["pixel_values"], num_beams=3).contiguous()
+    # A vision model from the Hub, for either family.
+    vision = AutoModel.from_config(tiny_vision())
+    vision.push_to_hub("user/vision")
+    PilBackend(size={"shortest_edge": 40}, image_mean=[0.1, 0.2, 0.3]).push_to_hub("user/vision")
+    for kind in ("additive", "cnn_transformer"):
+        config = tiny_config(**KINDS[kind])
+        started = AutoModel._model_mapping[type(config)].from_vision_pretrained("user/vision", config)
+        for name, tensor in started.vision_encoder.model.state_dict().items():
+            assert torch.equal(tensor, vision.state_dict()[name]), name
+    copied = CaptionerImageProcessor.from_vision_pretrained("user/vision")
+    assert copied.size == {"height": 40, "width": 40} and list(copied.image_mean) == [0.1, 0.2, 0.3]
+
     model.push_to_hub("user/private", private=True)
     changed = tiny_model(seed=1, attention="additive")
     changed.push_to_hub("user/additive", revision="changed")

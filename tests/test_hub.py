@@ -35,7 +35,7 @@ def family(kind: str) -> str:
 def run(script: str, *arguments, python=sys.executable, **environment) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     command = [str(part) for part in (python, TESTS / script, *arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
 
 

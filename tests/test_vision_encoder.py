@@ -1,5 +1,6 @@
 """Every vision model type gives regions, trains and generates, with no parameter left without a gradient."""
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import SYSTEMS, random_labels, tiny_config, tiny_model, tiny_vision
@@ -202,3 +203,16 @@ def test_the_real_mobilenet(data_folder):
         expected = theirs.eval()(pixels).last_hidden_state
     assert grid == (7, 7)
     torch.testing.assert_close(regions, expected.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", ["someone/vision-model", "some/where/else", "empty"])
+def test_a_vision_model_that_is_not_here_is_named(tmp_path, monkeypatch, name):
+    """Neither a folder nor, without a network, on the Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    if name == "empty":
+        ViTConfig(**_TINY_VIT).save_pretrained(tmp_path)
+        name = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"vision model must be a folder, or a repository.*{name}"):
+        RnnCaptionerForConditionalGeneration.from_vision_pretrained(name, tiny_config())
+    with pytest.raises(FileNotFoundError, match=f"preprocessor_config.json.*{name}"):
+        CaptionerImageProcessor.from_vision_pretrained(name)
