@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-fast style bench
+.PHONY: setup quickstart test test-fast test-oldest style bench
 
 setup: $(INSTALLED)
 
@@ -27,6 +27,14 @@ test: setup
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto -m "not slow" --ignore tests/transformers_common
+
+# Our tests with the oldest versions that are allowed, in an environment of their own.
+test-oldest: OLDEST := .venv-oldest/bin/python
+test-oldest:
+	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install -q -c constraints-oldest.txt torch
+	$(OLDEST) -m pip install -q -c constraints-oldest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 $(OLDEST) -m pytest -n auto --ignore tests/transformers_common
 
 style: setup
 	$(RUN)/ruff check --fix .

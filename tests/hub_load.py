@@ -46,13 +46,13 @@ def read(name: str, inputs: dict, trust: bool, folder: Path) -> tuple[dict, dict
     processor = parts["AutoProcessor"]
     captioner = pipeline("image-captioning", model=name, device="cpu", **options)
     image = Image.new("RGB", (50, 40), (200, 20, 30))
-    (caption,) = captioner(image, num_beams=3)
+    (caption,) = captioner(image)
     general = pipeline("image-text-to-text", model=name, device="cpu", **options)
     found = {
         "modules": {key: type(part).__module__ for key, part in {**models, **parts, "pipeline": captioner}.items()},
         "classes": {key: type(part).__name__ for key, part in {**models, **parts, "pipeline": captioner}.items()},
         "caption": caption,
-        "general": general(image, text="", generate_kwargs={"num_beams": 3})[0]["generated_text"],
+        "general": general(image, text="")[0]["generated_text"],
         "labels": processor(text_target=["one z"])["labels"],
     }
     tensors = {}

@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     expected = dict(inputs)
     for name, settings in KINDS.items():
         model = tiny_model(**settings)
-        model.generation_config.max_new_tokens = 6
+        model.generation_config.update(max_new_tokens=6, num_beams=3)
         optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
         for _ in range(2):
             model(pixel_values=random_images(), labels=random_labels()).loss.backward()

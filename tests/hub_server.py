@@ -12,8 +12,10 @@ huggingface_hub reads its endpoint when it is imported, so clients are other pro
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,7 +61,7 @@ class HubServer(ThreadingHTTPServer):
         objects: uploaded large files by their SHA-256.
         requests: `METHOD /path` of all that was asked.
         drop: regular expressions; the first request that one of them matches loses its connection half way through
-            what it sends or, a GET, is sent.
+            what it sends.
         broken: the requests that did.
     """
 
@@ -125,8 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.drop.remove(drop)
                 self.server.broken.append(line)
         length = int(self.headers.get("Content-Length") or 0)
-        self.broken = drop is not None
-        if self.broken and self.command != "GET":
+        if drop is not None:
             self.rfile.read(length // 2)
             return self._hang_up()
         self.body = self._chunks() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(length)
@@ -152,16 +153,14 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": len(content), **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        if self.broken:
-            self.wfile.write(content[: len(content) // 2])
-            self._hang_up()
-        elif self.command != "HEAD":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def _hang_up(self):
-        self.wfile.flush()
+        """Resets the connection: the other side's read or write fails, and is not answered with an end."""
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
 
     def _json(self, content, status: int = 200):
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
