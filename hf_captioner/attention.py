@@ -30,13 +30,14 @@ class RegionProjection(nn.Module):
         attention_size: width of all heads' keys together (A).
         num_heads: number of heads.
         project_values: whether values are projected as well; else the regions themselves are averaged.
+        bias: whether the projections have one.
     """
 
-    def __init__(self, region_size: int, attention_size: int, num_heads: int, project_values: bool):
+    def __init__(self, region_size: int, attention_size: int, num_heads: int, project_values: bool, bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
-        self.key = nn.Linear(region_size, attention_size)
-        self.value = nn.Linear(region_size, attention_size) if project_values else None
+        self.key = nn.Linear(region_size, attention_size, bias=bias)
+        self.value = nn.Linear(region_size, attention_size, bias=bias) if project_values else None
 
     def _split_heads(self, tensor):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, A / heads)

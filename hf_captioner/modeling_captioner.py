@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
+from .attention import rows_per_image
 from .vision_encoder import VisionEncoder, load_vision_model
 
 
@@ -88,6 +89,12 @@ def _at_least_single(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def _are_copies(rows: torch.Tensor, copies: int) -> bool:
+    """Whether every `copies` rows in succession are the same."""
+    groups = rows.unflatten(0, (-1, copies))
+    return bool((groups == groups[:, :1]).all())
+
+
 class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixin):
     """
     A captioner with a language model head, for training and `generate()`.
@@ -143,6 +150,22 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         )
         model_kwargs["encoder_outputs"] = encoder_outputs
         return input_ids, model_kwargs
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        # Beams and samples of an image begin alike: the prompt is read once per image, and what it gave is repeated.
+        encoder_outputs, cache = model_kwargs["encoder_outputs"], model_kwargs.get("past_key_values")
+        copies = rows_per_image(len(input_ids), len(encoder_outputs[0]))
+        takes_rows_later = cache is None or not (getattr(cache, "is_compileable", False) or cache.get_seq_length())
+        if copies == 1 or self.training or not (takes_rows_later and _are_copies(input_ids, copies)):
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        outputs = super()._prefill(input_ids[::copies], generation_config, model_kwargs, *args, **kwargs)
+        if outputs.past_key_values is not None:
+            outputs.past_key_values.batch_repeat_interleave(copies)
+        outputs.logits = outputs.logits.repeat_interleave(copies, dim=0)
+        for name in ("decoder_hidden_states", "decoder_attentions", "cross_attentions"):
+            if getattr(outputs, name) is not None:
+                outputs[name] = tuple(tensor.repeat_interleave(copies, dim=0) for tensor in outputs[name])
+        return outputs
 
     def attention_penalty(self, cross_attentions, real: torch.BoolTensor) -> torch.Tensor | None:
         """Sum over captions of the terms that the family adds to the loss; `real` (N, T) marks the true tokens."""
