@@ -165,6 +165,26 @@ def soft_selection(scores: torch.Tensor) -> torch.Tensor:
     return scores.softmax(dim=-1)
 
 
+def hard_selection(scores: torch.Tensor, sample: bool) -> torch.Tensor:
+    """
+    Weights of one region: 1 for it and 0 for the others (Xu et al. 2015, equations 8 and 9). No gradient reaches the
+    scores.
+
+    Args:
+        scores: (..., L).
+        sample: whether the region is drawn from softmax(scores), or is the most probable one.
+
+    Returns:
+        (..., L).
+    """
+    if sample:
+        weights = soft_selection(scores.detach())
+        chosen = torch.multinomial(weights.flatten(0, -2), 1).view(*weights.shape[:-1], 1)
+    else:
+        chosen = scores.argmax(dim=-1, keepdim=True)
+    return torch.zeros_like(scores).scatter(-1, chosen, 1)
+
+
 def weighted_context(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """
     Args:

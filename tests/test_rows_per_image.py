@@ -114,13 +114,19 @@ def test_encoder_outputs_of_the_caller_are_left_alone(system):
     assert torch.equal(model.generate(encoder_outputs=encoder_outputs, num_beams=4, max_new_tokens=4), first)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_prompt_is_read_once_per_image(system):
+def test_a_prompt_is_read_once_per_image(system, padded):
     """Four beams of two images begin as 2 rows; what they give, attentions too, is as if every row had been read."""
     model = tiny_model(**SYSTEMS[system])
     encoder_outputs, tokens = model.get_encoder()(random_images(2)), torch.tensor([[2, 5, 6], [2, 7, 4]])
     asked = dict(output_attentions=True, output_hidden_states=True, output_scores=True, return_dict_in_generate=True)
     settings = dict(encoder_outputs=encoder_outputs, decoder_input_ids=tokens, num_beams=4, max_new_tokens=4, **asked)
+    if padded:
+        if model.config.model_type == "rnn_captioner":
+            pytest.skip("an RNN has nothing to mask: it reads padding as it reads words")
+        tokens[1] = torch.tensor([model.config.pad_token_id, 2, 7])
+        settings["decoder_attention_mask"] = (tokens != model.config.pad_token_id).long()
     seen = []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
     found = model.generate(**settings)
@@ -133,6 +139,9 @@ def test_a_prompt_is_read_once_per_image(system):
     assert torch.equal(found.sequences, expected.sequences)
     for name in ("scores", "cross_attentions", "decoder_hidden_states", "sequences_scores"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    if padded:
+        alone = model.generate(random_images(2)[1:], decoder_input_ids=tokens[1:, 1:], num_beams=4, max_new_tokens=4)
+        assert torch.equal(found.sequences[1, 1:][: alone.shape[1]], alone[0])
 
 
 def test_prompts_of_one_image_may_differ():
@@ -156,6 +165,7 @@ def test_additive_scores_in_chunks_equal_all_at_once():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_gradients_reach_what_lies_behind_image_features(system):
     model = tiny_model(**SYSTEMS[system])
+    model.train()  # hard attention learns to choose in training alone
     features = torch.randn(3, 16, 12, requires_grad=True)
     model(image_features=features, labels=random_labels()).loss.backward()
     assert features.grad.abs().sum() > 0

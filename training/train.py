@@ -5,6 +5,11 @@ Trains a captioner of any family on any source of images and captions, and saves
     accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive.yaml \
         --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
 
+The usual two stages are two runs: the second goes on from the first one's folder and is rewarded for what it says.
+
+    accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive_scst.yaml \
+        --model outputs/flickr8k_rnn_additive --train_data ... --eval_data ...
+
 Settings are the fields of the classes below and of transformers' `Seq2SeqTrainingArguments`; what stands on the
 command line goes before what stands in the YAML file.
 """
@@ -30,6 +35,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.attention_maps import save_attention_picture, token_texts
 from hf_captioner.data import CaptionCollator, cache_features, load_captions
+from hf_captioner.metrics import CaptionReward
+from hf_captioner.self_critical_trainer import SelfCriticalTrainer
 from hf_captioner.trainer import CaptioningTrainer, caption_metrics, decode_captions
 
 
@@ -71,7 +78,26 @@ class DataArguments:
     num_samples: int = field(default=12, metadata={"help": "captions to write down after training"})
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Seq2SeqTrainingArguments]:
+@dataclass
+class ObjectiveArguments:
+    """What to train it for."""
+
+    objective: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy: the references' words; self_critical: captions that are worth much"},
+    )
+    reward: str = field(
+        default='{"cider_d": 1.0}', metadata={"help": "self_critical: metrics and their weights, as JSON"}
+    )
+    reward_baseline: str = field(
+        default="leave_one_out", metadata={"help": "self_critical: greedy, or leave_one_out, the other samples' mean"}
+    )
+    samples_per_image: int = field(default=5, metadata={"help": "self_critical: captions drawn of an image"})
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments]:
     """The YAML file's settings as if they stood on the command line, before those that do; mappings are merged."""
     settings, rest = {}, list(argv)
     if "--config" in rest:
@@ -94,7 +120,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Seq
         ]
     if not torch.accelerator.is_available():  # else `bf16` is refused, which CPUs can do
         arguments += ["--use_cpu", "true"]
-    parser = HfArgumentParser((ModelArguments, DataArguments, Seq2SeqTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments))
     return parser.parse_args_into_dataclasses(arguments + rest)
 
 
@@ -151,6 +177,22 @@ def check_agreement(config, tokenizer) -> None:
             raise ValueError(f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}")
 
 
+def trainer_of(objective: ObjectiveArguments, train):
+    """The trainer's class and what it needs beside the others' arguments, and the data with what it needs."""
+    if objective.objective == "cross_entropy":
+        return CaptioningTrainer, {}, train
+    if objective.objective != "self_critical":
+        raise ValueError(f"`objective` must be cross_entropy or self_critical, got {objective.objective!r}")
+    references = train["captions"][:]
+    settings = dict(
+        references=references,
+        reward=CaptionReward(references, json.loads(objective.reward)),
+        samples_per_image=objective.samples_per_image,
+        baseline=objective.reward_baseline,
+    )
+    return SelfCriticalTrainer, settings, train.add_column("index", list(range(len(train))))
+
+
 def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
     """The checkpoint to go on from; an earlier run is never overwritten by accident."""
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
@@ -197,7 +239,7 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, objective, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     args.predict_with_generate, args.remove_unused_columns = True, False
     checkpoint = resume_point(args)
     set_seed(args.seed)
@@ -220,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
     indexed = evaluation.select_columns(["image", "captions"]).add_column("index", list(range(len(evaluation))))
     model, processor = build(model_args, [text for captions in train["captions"] for text in captions])
 
-    train = train.select_columns(["image", "captions"])
+    trainer_class, settings, train = trainer_of(objective, train.select_columns(["image", "captions"]))
     if data_args.feature_cache is not None:
         if not model_args.freeze_vision:
             raise ValueError("`feature_cache` needs `freeze_vision`: features of a model that learns do not stay")
@@ -230,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
                 cache_features(part, model.vision_encoder, processor.image_processor, data_args.feature_cache)
                 for part in (train, indexed)
             )
-    trainer = CaptioningTrainer(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=train,
@@ -239,6 +281,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         compute_metrics=caption_metrics(processor.tokenizer, references),
         vision_learning_rate=model_args.vision_learning_rate,
+        **settings,
     )
     if args.do_train:
         trainer.train(resume_from_checkpoint=checkpoint)
