@@ -94,6 +94,10 @@ class ObjectiveArguments:
     )
     samples_per_image: int = field(default=5, metadata={"help": "self_critical: captions drawn of an image"})
 
+    def __post_init__(self):
+        if self.objective not in ("cross_entropy", "self_critical"):
+            raise ValueError(f"`objective` must be cross_entropy or self_critical, got {self.objective!r}")
+
 
 def parse_arguments(
     argv: list[str],
@@ -177,20 +181,17 @@ def check_agreement(config, tokenizer) -> None:
             raise ValueError(f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}")
 
 
-def trainer_of(objective: ObjectiveArguments, train):
-    """The trainer's class and what it needs beside the others' arguments, and the data with what it needs."""
+def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
+    """The trainer's class, and what it needs beside the arguments that all have; `references` of the training set."""
     if objective.objective == "cross_entropy":
-        return CaptioningTrainer, {}, train
-    if objective.objective != "self_critical":
-        raise ValueError(f"`objective` must be cross_entropy or self_critical, got {objective.objective!r}")
-    references = train["captions"][:]
+        return CaptioningTrainer, {}
     settings = dict(
         references=references,
         reward=CaptionReward(references, json.loads(objective.reward)),
         samples_per_image=objective.samples_per_image,
         baseline=objective.reward_baseline,
     )
-    return SelfCriticalTrainer, settings, train.add_column("index", list(range(len(train))))
+    return SelfCriticalTrainer, settings
 
 
 def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
@@ -259,10 +260,13 @@ def main(argv: list[str] | None = None) -> None:
             )
         )
     references = evaluation["captions"][:]
-    indexed = evaluation.select_columns(["image", "captions"]).add_column("index", list(range(len(evaluation))))
     model, processor = build(model_args, [text for captions in train["captions"] for text in captions])
 
-    trainer_class, settings, train = trainer_of(objective, train.select_columns(["image", "captions"]))
+    trainer_class, settings = trainer_of(objective, train["captions"][:])
+    train, indexed = (
+        part.select_columns(["image", "captions"]).add_column("index", list(range(len(part))))
+        for part in (train, evaluation)
+    )
     if data_args.feature_cache is not None:
         if not model_args.freeze_vision:
             raise ValueError("`feature_cache` needs `freeze_vision`: features of a model that learns do not stay")
