@@ -30,13 +30,14 @@ class RegionProjection(nn.Module):
         attention_size: width of all heads' keys together (A).
         num_heads: number of heads.
         project_values: whether values are projected as well; else the regions themselves are averaged.
+        bias: whether the projections have one.
     """
 
-    def __init__(self, region_size: int, attention_size: int, num_heads: int, project_values: bool):
+    def __init__(self, region_size: int, attention_size: int, num_heads: int, project_values: bool, bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
-        self.key = nn.Linear(region_size, attention_size)
-        self.value = nn.Linear(region_size, attention_size) if project_values else None
+        self.key = nn.Linear(region_size, attention_size, bias=bias)
+        self.value = nn.Linear(region_size, attention_size, bias=bias) if project_values else None
 
     def _split_heads(self, tensor):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, A / heads)
@@ -162,6 +163,26 @@ def grid_positions(grid: tuple[int, int], width: int, dtype: torch.dtype, device
 def soft_selection(scores: torch.Tensor) -> torch.Tensor:
     """Weights of the expected region: softmax of scores (..., L) over the regions."""
     return scores.softmax(dim=-1)
+
+
+def hard_selection(scores: torch.Tensor, sample: bool) -> torch.Tensor:
+    """
+    Weights of one region: 1 for it and 0 for the others (Xu et al. 2015, equations 8 and 9). No gradient reaches the
+    scores.
+
+    Args:
+        scores: (..., L).
+        sample: whether the region is drawn from softmax(scores), or is the most probable one.
+
+    Returns:
+        (..., L).
+    """
+    if sample:
+        weights = soft_selection(scores.detach())
+        chosen = torch.multinomial(weights.flatten(0, -2), 1).view(*weights.shape[:-1], 1)
+    else:
+        chosen = scores.argmax(dim=-1, keepdim=True)
+    return torch.zeros_like(scores).scatter(-1, chosen, 1)
 
 
 def weighted_context(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from .configuration_captioner import CaptionerConfig
 
 ATTENTIONS = ("none", "additive", "dot", "scaled_dot", "multi_head")
-ATTENTION_SAMPLINGS = ("soft",)
+ATTENTION_SAMPLINGS = ("soft", "hard")
 CELLS = ("lstm", "gru")
 
 
@@ -22,7 +22,10 @@ class RnnCaptionerConfig(CaptionerConfig):
             alignment scores between the RNN's state h and a region a: `"additive"` v·tanh(W_k a + W_q h + b)
             (Bahdanau et al. 2015), `"dot"` (W_q h)·(W_k a) (Luong et al. 2015), `"scaled_dot"` the same over
             sqrt(d), `"multi_head"` the same in several heads with projected values (Vaswani et al. 2017).
-        attention_sampling (`str`, defaults to `"soft"`): `"soft"`: the context is the expectation over regions.
+        attention_sampling (`str`, defaults to `"soft"`):
+            `"soft"`: the context is the expectation over regions. `"hard"`: it is one region (of each head), drawn
+            from the attention's distribution in training and the most probable one otherwise; trained by the
+            variational lower bound of Xu et al. 2015, section 4.1, with the four fields below.
         attention_size (`int`, *optional*): Width of keys and queries. Defaults to `hidden_size`.
         num_attention_heads (`int`, defaults to 8): Heads of `"multi_head"`; they must divide `attention_size`.
         context_mlp (`bool`, defaults to `False`): The attended features pass an MLP before they enter the RNN.
@@ -32,7 +35,17 @@ class RnnCaptionerConfig(CaptionerConfig):
             step and run over the whole caption at once.
         doubly_stochastic_lambda (`float`, defaults to 1.0):
             Weight of the penalty (1 - sum over time of alpha)^2, summed over the regions of a caption
-            (Xu et al. 2015, equation 14). Its gradient spreads the attention; 0 switches it off.
+            (Xu et al. 2015, equation 14). Its gradient spreads the attention; 0 switches it off. With hard attention
+            alpha are the probabilities.
+        reinforce_lambda (`float`, defaults to 1.0):
+            Hard attention: weight lambda_r of the score function's term (Xu et al. 2015, section 4.1). The paper
+            chose it by validation; this and the next are the defaults of its authors' code.
+        entropy_lambda (`float`, defaults to 0.002):
+            Hard attention: weight lambda_e of the entropy of the attention, which is rewarded.
+        baseline_decay (`float`, defaults to 0.9):
+            Hard attention: what a batch leaves of the baseline, a moving average of log-likelihoods.
+        expected_context_probability (`float`, defaults to 0.5):
+            Hard attention: share of captions that are trained with the expected context, as if attention were soft.
     """
 
     model_type = "rnn_captioner"
@@ -47,6 +60,10 @@ class RnnCaptionerConfig(CaptionerConfig):
     num_layers: int = 1
     dropout: float | int = 0.5
     doubly_stochastic_lambda: float | int = 1.0
+    reinforce_lambda: float | int = 1.0
+    entropy_lambda: float | int = 0.002
+    baseline_decay: float | int = 0.9
+    expected_context_probability: float | int = 0.5
 
     def __post_init__(self, **kwargs):
         if self.attention_size is None:
@@ -62,6 +79,8 @@ class RnnCaptionerConfig(CaptionerConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.attention == "none" and self.attention_sampling == "hard":
+            raise ValueError('`attention_sampling` must be "soft" with `attention="none"`, which chooses no region')
 
     def validate_rnn_sizes(self):
         """Layers, widths and heads fit together."""
@@ -73,8 +92,12 @@ class RnnCaptionerConfig(CaptionerConfig):
                 f"`num_attention_heads` must divide `attention_size` ({self.attention_size}), "
                 f"got {self.num_attention_heads}"
             )
-        if self.doubly_stochastic_lambda < 0:
-            raise ValueError(f"`doubly_stochastic_lambda` must be at least 0, got {self.doubly_stochastic_lambda}")
+        for name in ("doubly_stochastic_lambda", "reinforce_lambda", "entropy_lambda"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        for name in ("baseline_decay", "expected_context_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
 
 
 RnnCaptionerConfig.register_for_auto_class()

@@ -1,6 +1,8 @@
 """What captioner models share: rows per image, loss, pretrained vision weights, attention maps."""
 
 import copy
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
+from .attention import rows_per_image
 from .model_card import model_card
 from .vision_encoder import VisionEncoder, load_vision_model
 
@@ -94,11 +97,28 @@ def _at_least_single(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+@dataclass
+class CaptionerOutput(Seq2SeqLMOutput):
+    """
+    Args:
+        log: in training, the terms of the loss (`loss_words` and what the family adds; they add up to it) and other
+            averages worth logging, by name.
+    """
+
+    log: dict[str, torch.Tensor] | None = None
+
+
+def _are_copies(rows: torch.Tensor, copies: int) -> bool:
+    """Whether every `copies` rows in succession are the same."""
+    groups = rows.unflatten(0, (-1, copies))
+    return bool((groups == groups[:, :1]).all())
+
+
 class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixin):
     """
     A captioner with a language model head, for training and `generate()`.
 
-    Subclasses set `model_class` and may add terms to the loss in `attention_penalty`.
+    Subclasses set `model_class` and may add terms to the loss in `attention_losses`.
     """
 
     model_class: type[CaptionerPreTrainedModel]
@@ -180,9 +200,51 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         model_kwargs["encoder_outputs"] = encoder_outputs
         return input_ids, model_kwargs
 
-    def attention_penalty(self, cross_attentions, real: torch.BoolTensor) -> torch.Tensor | None:
-        """Sum over captions of the terms that the family adds to the loss; `real` (N, T) marks the true tokens."""
-        return None
+    def _validate_model_kwargs(self, model_kwargs):
+        # Forward hands on what the family's base model takes beside its own arguments.
+        known = inspect.signature(self.model.forward).parameters
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        # Beams and samples of an image begin alike: the prompt is read once per image, and what it gave is repeated.
+        encoder_outputs, cache = model_kwargs["encoder_outputs"], model_kwargs.get("past_key_values")
+        copies = rows_per_image(len(input_ids), len(encoder_outputs[0]))
+        draws = model_kwargs.get("sample_regions")  # each row its own
+        takes_rows_later = cache is None or not (getattr(cache, "is_compileable", False) or cache.get_seq_length())
+        if copies == 1 or self.training or draws or not (takes_rows_later and _are_copies(input_ids, copies)):
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        mask = model_kwargs.get("decoder_attention_mask")
+        if mask is not None:
+            model_kwargs = {**model_kwargs, "decoder_attention_mask": mask[::copies]}
+        outputs = super()._prefill(input_ids[::copies], generation_config, model_kwargs, *args, **kwargs)
+        if outputs.past_key_values is not None:
+            outputs.past_key_values.batch_repeat_interleave(copies)
+        outputs.logits = outputs.logits.repeat_interleave(copies, dim=0)
+        for name in ("decoder_hidden_states", "decoder_attentions", "cross_attentions"):
+            if getattr(outputs, name) is not None:
+                outputs[name] = tuple(tensor.repeat_interleave(copies, dim=0) for tensor in outputs[name])
+        return outputs
+
+    @property
+    def loss_reads_attentions(self) -> bool:
+        """Whether `attention_losses` needs the weights over regions."""
+        return False
+
+    def attention_losses(
+        self, outputs, token_losses: torch.Tensor, labels: torch.LongTensor
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        Terms that the family adds to the loss.
+
+        Args:
+            outputs: of the base model.
+            token_losses: (N, T), of the words, zero where there is none.
+            labels: (N, T), -100 where there is none.
+
+        Returns:
+            named terms, each a sum over captions, and named averages to be logged beside them.
+        """
+        return {}, {}
 
     @can_return_tuple
     def forward(
@@ -198,8 +260,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         output_hidden_states: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        row_weights: torch.FloatTensor | None = None,
         **kwargs,
-    ) -> Seq2SeqLMOutput:
+    ) -> "CaptionerOutput":
         r"""
         Args:
             pixel_values: images (B, C, H, W).
@@ -216,11 +279,13 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             logits_to_keep: number of last positions (0: all) to compute logits for, or their indices.
             num_items_in_batch: number of real tokens in the whole (accumulated) batch, by which the loss is divided.
                 Defaults to the number in this one.
+            row_weights: (N,) or (B, k). The loss is then the sum of these times their rows' negative log-likelihood,
+                divided as above, and nothing else: no label smoothing, nothing for the attention.
             **kwargs: what the family's base model takes beside these.
 
         Returns:
-            `Seq2SeqLMOutput` with `loss` (a scalar, if there are labels) and `logits` (N, T, vocab_size). In training
-            mode the logits where the label is -100 are not computed, but zero.
+            [`CaptionerOutput`] with `loss` (a scalar, if there are labels) and `logits` (N, T, vocab_size). In
+            training mode the logits where the label is -100 are not computed, but zero.
 
         Raises:
             ValueError: if the rows are not a multiple of the images, or there is no image or no text.
@@ -232,7 +297,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             use_cache = False if use_cache is None else use_cache
         if decoder_input_ids is None:
             raise ValueError("`decoder_input_ids` or `labels` must be given, got neither")
-        penalised = labels is not None and getattr(self.config, "doubly_stochastic_lambda", 0) > 0
+        reads_attentions = labels is not None and row_weights is None and self.loss_reads_attentions
         wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         outputs = self.model(
             pixel_values=pixel_values,
@@ -241,35 +306,29 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            output_attentions=wants_attentions or penalised,
+            output_attentions=wants_attentions or reads_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # (N, T, H)
-        loss = None
-        if labels is not None and self.training:
-            # Padding is often half of a batch of captions, and the output layer most of a step: only real tokens.
-            real = labels != -100
-            real_logits = self.lm_head(hidden[real])
-            logits = real_logits.new_zeros(*labels.shape, self.config.vocab_size)
-            logits[real] = real_logits.detach()
-            loss = F.cross_entropy(
-                _at_least_single(real_logits),
-                labels[real],
-                reduction="sum",
-                label_smoothing=self.config.label_smoothing,
-            )
-        else:
+        loss, log = None, None
+        if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
-            if labels is not None:
-                loss = F.cross_entropy(_at_least_single(logits).flatten(0, 1), labels.flatten(), reduction="sum")
-        if loss is not None:
-            penalty = self.attention_penalty(outputs.cross_attentions, labels != -100) if penalised else None
+        else:
+            logits, token_losses = self._token_losses(hidden, labels, weighted=row_weights is not None)
+            if row_weights is not None:
+                token_losses = token_losses * row_weights.flatten()[:, None].to(token_losses.dtype)
+            terms, statistics = {"words": token_losses.sum()}, {}
+            if row_weights is None:
+                more_terms, statistics = self.attention_losses(outputs, token_losses, labels)
+                terms |= more_terms
             count = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = (loss if penalty is None else loss + penalty) / count
-        return Seq2SeqLMOutput(
+            loss = sum(terms.values()) / count
+            if self.training:
+                log = {f"loss_{name}": term.detach() / count for name, term in terms.items()} | statistics
+        return CaptionerOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -279,7 +338,27 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
+            log=log,
         )
+
+    def _token_losses(self, hidden: torch.Tensor, labels: torch.Tensor, weighted: bool):
+        """Logits (N, T, V) and what every word costs (N, T), from hidden states (N, T, H) and labels (N, T)."""
+        if not (self.training or weighted):
+            logits = self.lm_head(hidden)
+            losses = F.cross_entropy(_at_least_single(logits).flatten(0, 1), labels.flatten(), reduction="none")
+            return logits, losses.view(labels.shape)
+        # Padding is often half of a batch of captions, and the output layer most of a step: only real tokens.
+        real = labels != -100
+        real_logits = self.lm_head(hidden[real])
+        logits = real_logits.new_zeros(*labels.shape, self.config.vocab_size)
+        logits[real] = real_logits.detach()
+        smoothing = 0.0 if weighted else self.config.label_smoothing
+        real_losses = F.cross_entropy(
+            _at_least_single(real_logits), labels[real], reduction="none", label_smoothing=smoothing
+        )
+        losses = real_losses.new_zeros(labels.shape)
+        losses[real] = real_losses
+        return logits, losses
 
     def attention_maps(
         self, outputs, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None

@@ -1,5 +1,6 @@
 """CNN-RNN captioners: one context vector per image, or attention over its regions at every word."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from .attention import (
     AdditiveAlignment,
     DotProductAlignment,
     RegionProjection,
+    hard_selection,
     rows_per_image,
     soft_selection,
     weighted_context,
@@ -43,6 +45,20 @@ class RnnCaptionerEncoderOutput(BaseModelOutput):
     projected_values: torch.FloatTensor | None = None
     initial_state: torch.FloatTensor | None = None
     context: torch.FloatTensor | None = None
+
+
+@dataclass
+class RnnCaptionerModelOutput(Seq2SeqModelOutput):
+    """
+    Args:
+        attention_log_probs: of hard attention in training, (N, heads, T, L): log-probability of each region, of which
+            `cross_attentions` shows the one that was drawn; rows that were shown the expected context have the
+            probabilities themselves there.
+        expects_context: which rows these are, (N,).
+    """
+
+    attention_log_probs: torch.FloatTensor | None = None
+    expects_context: torch.BoolTensor | None = None
 
 
 class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
@@ -135,6 +151,7 @@ class AttendingRnnLayer(nn.Module):
     def __init__(self, config: RnnCaptionerConfig, region_size: int):
         super().__init__()
         self.cell = config.cell
+        self.is_hard = config.attention_sampling == "hard"
         hidden = config.hidden_size
         multi_head = config.attention == "multi_head"
         if config.attention == "additive":
@@ -158,13 +175,24 @@ class AttendingRnnLayer(nn.Module):
         self.context_gates = nn.Linear(self.context_size, gates, bias=False)
         self.state_gates = nn.Linear(hidden, gates)
 
-    def attend(self, state, keys, values) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H) -> context (N, context_size), weights (N, heads, L)."""
-        weights = soft_selection(self.alignment(state, keys))  # (B, heads, k, L)
+    def select(self, scores, sample, expects_context) -> torch.Tensor:
+        """Scores (B, heads, k, L) -> weights of the same shape; `sample` and `expects_context` as in forward."""
+        if not self.is_hard:
+            return soft_selection(scores)
+        weights = hard_selection(scores, sample)
+        if expects_context is not None:
+            expects_context = expects_context.view(scores.shape[0], 1, -1, 1)
+            weights = torch.where(expects_context, soft_selection(scores), weights)
+        return weights
+
+    def attend(self, state, keys, values, sample, expects_context) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(N, H) -> context (N, context_size), weights (N, heads, L), scores (N, heads, L)."""
+        scores = self.alignment(state, keys)  # (B, heads, k, L)
+        weights = self.select(scores, sample, expects_context)
         context = torch.sigmoid(self.context_gate(state)) * weighted_context(weights, values)
         if self.context_mlp is not None:
             context = self.context_mlp(context)
-        return context, weights.transpose(1, 2).flatten(0, 1)
+        return context, *(tensor.transpose(1, 2).flatten(0, 1) for tensor in (weights, scores))
 
     def update(self, input_gates, state) -> tuple[torch.Tensor, ...]:
         """Gates from the input (N, gates * H) and the last state -> the next state; the order of gates is torch's."""
@@ -180,24 +208,30 @@ class AttendingRnnLayer(nn.Module):
         n = torch.tanh(n + torch.sigmoid(r + hidden_r) * hidden_n)
         return (n + z * (hidden - n),)
 
-    def forward(self, embeddings, state, keys, values):
+    def forward(self, embeddings, state, keys, values, sample=False, expects_context=None):
         """
         Args:
             embeddings: (N, T, H).
             state: tuple of (N, H).
             keys, values: see [`RegionProjection`].
+            sample: whether hard attention draws its region, or takes the most probable one.
+            expects_context: (N,), rows that are shown the expected context nevertheless.
 
         Returns:
-            outputs (N, T, H), contexts (N, T, context_size), weights (N, heads, T, L), last state.
+            outputs (N, T, H), contexts (N, T, context_size), weights (N, heads, T, L), scores of the same shape that
+            hard attention needs for its loss, else `None`, last state.
         """
-        outputs, contexts, weights = [], [], []
+        outputs, contexts, weights, scores = [], [], [], []
         for input_gates in self.input_gates(embeddings).unbind(1):
-            context, step_weights = self.attend(state[0], keys, values)
+            context, step_weights, step_scores = self.attend(state[0], keys, values, sample, expects_context)
             state = self.update(input_gates + self.context_gates(context), state)
             outputs.append(state[0])
             contexts.append(context)
             weights.append(step_weights)
-        return torch.stack(outputs, dim=1), torch.stack(contexts, dim=1), torch.stack(weights, dim=2), state
+            if self.is_hard and self.training:
+                scores.append(step_scores)
+        outputs, contexts, weights = torch.stack(outputs, dim=1), torch.stack(contexts, dim=1), torch.stack(weights, 2)
+        return outputs, contexts, weights, torch.stack(scores, dim=2) if scores else None, state
 
 
 class RnnCaptionerDecoder(nn.Module):
@@ -241,16 +275,17 @@ class RnnCaptionerDecoder(nn.Module):
             _, states = self._run_layers(encoder_outputs.context[:, None], None)
         return [tuple(tensor.repeat_interleave(rows, dim=0) for tensor in state) for state in states]
 
-    def forward(self, decoder_input_ids, encoder_outputs, states=None):
+    def forward(self, decoder_input_ids, encoder_outputs, states=None, sample=False, expects_context=None):
         """
         Args:
             decoder_input_ids: (N, T).
             encoder_outputs: [`RnnCaptionerEncoderOutput`] of B images.
             states: list of one tuple of (N, H) per layer; from the image if `None`.
+            sample, expects_context: see [`AttendingRnnLayer.forward`].
 
         Returns:
-            hidden states for the output layer (N, T, H), weights (N, heads, T, L) or `None`, the last states, the
-            embeddings and the last layer's outputs.
+            hidden states for the output layer (N, T, H), weights (N, heads, T, L) or `None`, scores of hard attention
+            in training or `None`, the last states, the embeddings and the last layer's outputs.
         """
         rows = rows_per_image(decoder_input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0])
         if states is None:
@@ -259,9 +294,14 @@ class RnnCaptionerDecoder(nn.Module):
         inputs = self.dropout(embeddings)
         if self.attention_layer is None:
             outputs, states = self._run_layers(inputs, states)
-            return self.dropout(outputs), None, states, (embeddings, outputs)
-        outputs, contexts, weights, first_state = self.attention_layer(
-            inputs, states[0], encoder_outputs.projected_keys, encoder_outputs.projected_values
+            return self.dropout(outputs), None, None, states, (embeddings, outputs)
+        outputs, contexts, weights, scores, first_state = self.attention_layer(
+            inputs,
+            states[0],
+            encoder_outputs.projected_keys,
+            encoder_outputs.projected_values,
+            sample,
+            expects_context,
         )
         if self.layers is not None:
             outputs, states = self._run_layers(self.dropout(outputs), states[1:])
@@ -269,7 +309,7 @@ class RnnCaptionerDecoder(nn.Module):
             states = []
         # Xu et al. 2015, equation 7: the word is read from L_h h + L_z z + E y.
         hidden = self.output_hidden(self.dropout(outputs)) + self.output_context(contexts) + inputs
-        return self.dropout(hidden), weights, [first_state, *states], (embeddings, outputs)
+        return self.dropout(hidden), weights, scores, [first_state, *states], (embeddings, outputs)
 
 
 class RnnCaptionerModel(RnnCaptionerPreTrainedModel):
@@ -306,10 +346,18 @@ class RnnCaptionerModel(RnnCaptionerPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        sample_regions: bool | None = None,
         **kwargs,
-    ) -> Seq2SeqModelOutput:
-        """Arguments as in [`RnnCaptionerForConditionalGeneration`]; `last_hidden_state` is (N, T, H)."""
+    ) -> RnnCaptionerModelOutput:
+        """
+        Arguments as in [`RnnCaptionerForConditionalGeneration`]; `last_hidden_state` is (N, T, H).
+
+        Args:
+            sample_regions: whether hard attention draws its region, as in training, or takes the most probable one,
+                as it does otherwise; `generate()` takes it as well.
+        """
         config = self.config
+        sample_regions = self.training if sample_regions is None else sample_regions
         use_cache = config.use_cache if use_cache is None else use_cache
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -320,16 +368,24 @@ class RnnCaptionerModel(RnnCaptionerPreTrainedModel):
         states = None
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             states = [layer.state for layer in past_key_values.layers]
-        hidden, weights, states, layer_outputs = self.decoder(decoder_input_ids, encoder_outputs, states)
+        expects_context = None
+        if self.training and config.attention_sampling == "hard":
+            draws = torch.rand(len(decoder_input_ids), device=decoder_input_ids.device)
+            expects_context = draws < config.expected_context_probability
+        hidden, weights, scores, states, layer_outputs = self.decoder(
+            decoder_input_ids, encoder_outputs, states, sample_regions, expects_context
+        )
         if use_cache:
             for layer, state in zip(past_key_values.layers, states, strict=True):
                 layer.update(state, decoder_input_ids.shape[1])
-        return Seq2SeqModelOutput(
+        return RnnCaptionerModelOutput(
             last_hidden_state=hidden,
             past_key_values=past_key_values if use_cache else None,
             decoder_hidden_states=layer_outputs if output_hidden_states else None,
             cross_attentions=(weights,) if output_attentions and weights is not None else None,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            attention_log_probs=None if scores is None else scores.log_softmax(dim=-1),
+            expects_context=expects_context,
         )
 
 
@@ -345,6 +401,22 @@ class RnnCaptionerForConditionalGeneration(
 
     model_class = RnnCaptionerModel
 
+    def __init__(self, config: RnnCaptionerConfig):
+        super().__init__(config)
+        if config.attention_sampling == "hard":
+            # Moving average of each word's log-likelihood; at first as if all were equally probable.
+            self.register_buffer("attention_baseline", torch.full((config.vocab_size,), -math.log(config.vocab_size)))
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if hasattr(module, "attention_baseline"):
+            init.constant_(module.attention_baseline, -math.log(self.config.vocab_size))
+
+    @property
+    def loss_reads_attentions(self) -> bool:
+        return self.config.attention != "none"
+
     def generate(self, *args, **kwargs):
         """As in transformers; without attention, `cross_attentions` is `None` rather than a tuple of `None`."""
         outputs = super().generate(*args, **kwargs)
@@ -352,16 +424,53 @@ class RnnCaptionerForConditionalGeneration(
             outputs.cross_attentions = None
         return outputs
 
-    def attention_penalty(self, cross_attentions, real: torch.BoolTensor) -> torch.Tensor | None:
+    def attention_losses(self, outputs, token_losses, labels) -> tuple[dict, dict]:
         """
-        lambda times the sum over captions and regions of (1 - sum over real steps of alpha)^2, alpha the mean over
-        heads (Xu et al. 2015, equation 14). Rows without a caption do not count.
+        `doubly_stochastic`: lambda times the sum over captions and regions of (1 - sum over real steps of alpha)^2,
+        alpha the mean over heads (Xu et al. 2015, equation 14). Rows without a caption do not count.
+
+        Hard attention adds two in training (section 4.1): `reinforce`, whose gradient is that of the expected
+        log-likelihood through the choice of regions, and `entropy`. A region is rewarded by the log-likelihood of the
+        words from its own on, for it cannot change the earlier ones, less the baselines of these words. The paper
+        rewards it by the whole caption's, less one baseline for all captions: the same expectation, but so much more
+        variance that little is learned.
         """
-        if cross_attentions is None:
-            return None
-        weights = cross_attentions[0].mean(dim=1) * real[..., None]  # (N, T, L)
-        per_region = (1 - weights.sum(dim=1)) ** 2 * real.any(dim=-1, keepdim=True)
-        return self.config.doubly_stochastic_lambda * per_region.sum()
+        terms, statistics = {}, {}
+        if not self.loss_reads_attentions:
+            return terms, statistics
+        real = labels != -100
+        config, (weights,), log_probs = self.config, outputs.cross_attentions, outputs.attention_log_probs
+        if config.doubly_stochastic_lambda:
+            alpha = (weights if log_probs is None else log_probs.exp()).mean(dim=1) * real[..., None]  # (N, T, L)
+            per_region = (1 - alpha.sum(dim=1)) ** 2 * real.any(dim=-1, keepdim=True)
+            terms["doubly_stochastic"] = config.doubly_stochastic_lambda * per_region.sum()
+        if log_probs is not None:
+            drawn = real & ~outputs.expects_context[:, None]  # (N, T)
+            words = labels.clamp(min=0)
+            baseline = self.attention_baseline[words] * drawn
+            log_likelihood = -token_losses.detach() * drawn
+            advantage = _sum_from_here_on(log_likelihood - baseline) * drawn
+            score = (log_probs * weights.detach()).sum(dim=(1, 3))  # of one region in each head
+            terms["reinforce"] = -config.reinforce_lambda * (advantage * score).sum()
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean(dim=1) * real
+            terms["entropy"] = -config.entropy_lambda * entropy.sum()
+            statistics["attention_entropy"] = entropy.detach().sum() / real.sum().clamp(min=1)
+            statistics["attention_baseline"] = baseline.sum() / drawn.sum().clamp(min=1)
+            self._move_baseline(words[drawn], log_likelihood[drawn])
+        return terms, statistics
+
+    def _move_baseline(self, words: torch.Tensor, log_likelihood: torch.Tensor) -> None:
+        """Towards the means of the words that there are; both (drawn words,)."""
+        sums, counts = torch.zeros_like(self.attention_baseline), torch.zeros_like(self.attention_baseline)
+        sums.index_add_(0, words, log_likelihood.to(sums.dtype))
+        counts.index_add_(0, words, torch.ones_like(log_likelihood, dtype=sums.dtype))
+        moved = self.attention_baseline.lerp(sums / counts, 1 - self.config.baseline_decay)
+        self.attention_baseline.copy_(torch.where(counts > 0, moved, self.attention_baseline))
+
+
+def _sum_from_here_on(steps: torch.Tensor) -> torch.Tensor:
+    """(N, T) -> at every step the sum of it and all later ones."""
+    return steps.flip(-1).cumsum(dim=-1).flip(-1)
 
 
 RnnCaptionerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -29,15 +29,15 @@ class TransformerCaptionerEncoderOutput(BaseModelOutput):
     All that depends on the image alone; nothing of it is repeated for an image's rows.
 
     Args:
-        last_hidden_state: what the decoder attends to (B, L, H).
+        last_hidden_state: what the decoder attends to (B, L, H); without encoder layers the regions (B, L, D).
         hidden_states: input and output of every encoder layer, each (B, L, H), if asked for.
         attentions: weights of every encoder layer, each (B, heads, L, L), if asked for.
-        projected_keys: (B, decoder_layers, heads, L, d), the keys that each decoder layer's queries meet.
-        projected_values: the values that belong to them, of the same shape.
+        projected_keys: one (B, heads, L, d) per decoder layer, the keys that its queries meet.
+        projected_values: the values that belong to them, of the same shapes.
     """
 
-    projected_keys: torch.FloatTensor | None = None
-    projected_values: torch.FloatTensor | None = None
+    projected_keys: tuple[torch.FloatTensor, ...] | None = None
+    projected_values: tuple[torch.FloatTensor, ...] | None = None
 
 
 class TransformerCaptionerPreTrainedModel(CaptionerPreTrainedModel):
@@ -250,6 +250,10 @@ class TransformerCaptionerEncoder(nn.Module):
     """
     The image's side: regions, the encoder layers over them, and their keys and values for every decoder layer. The
     decoder layers' key and value maps of Vaswani et al. 2017 live here, for they belong to an image and not to a row.
+    Without encoder layers the regions go straight to these maps, whatever their width.
+
+    The maps have no bias, for none could be told from what is there: one of the keys adds the same to all scores of a
+    query, which softmax does not see, and one of the values adds the same to every context, as the output's does.
     """
 
     main_input_name = "pixel_values"
@@ -259,14 +263,15 @@ class TransformerCaptionerEncoder(nn.Module):
         self.config = config
         hidden = config.hidden_size
         self.vision_encoder = VisionEncoder(config.vision_config)
-        self.region_projection = nn.Linear(self.vision_encoder.width, hidden)
+        width = hidden if config.encoder_layers else self.vision_encoder.width
+        self.region_projection = nn.Linear(self.vision_encoder.width, hidden) if config.encoder_layers else None
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerCaptionerEncoderLayer(config, layer_idx) for layer_idx in range(config.encoder_layers)
         )
         self.norm = nn.LayerNorm(hidden) if config.encoder_layers and config.norm == "pre" else nn.Identity()
         self.key_value_projections = nn.ModuleList(
-            RegionProjection(hidden, hidden, config.num_attention_heads, project_values=True)
+            RegionProjection(width, hidden, config.num_attention_heads, project_values=True, bias=False)
             for _ in range(config.decoder_layers)
         )
 
@@ -301,18 +306,20 @@ class TransformerCaptionerEncoder(nn.Module):
                 encoder layers and the features are not those of a square grid.
         """
         regions, grid = self.vision_encoder.regions(pixel_values, image_features)
-        hidden_states = self.region_projection(regions)
+        hidden_states = regions
         all_states, all_weights = (), ()
         if self.layers:
-            hidden_states = self.dropout(self._add_positions(hidden_states, grid))
+            hidden_states = self.dropout(self._add_positions(self.region_projection(regions), grid))
             for layer in self.layers:
                 all_states += (hidden_states,)
                 hidden_states, weights = layer(hidden_states, output_attentions=bool(output_attentions))
                 all_weights += (weights,)
             hidden_states = self.norm(hidden_states)
-        pairs = [projection(hidden_states) for projection in self.key_value_projections]
-        # Layers in front in memory: a layer's keys are then one block, which products with them need not copy.
-        keys, values = (torch.stack(tensors).transpose(0, 1) for tensors in zip(*pairs, strict=True))
+        # One block for each layer: its products with the queries of every step then need not copy it.
+        pairs = [
+            [tensor.contiguous() for tensor in projection(hidden_states)] for projection in self.key_value_projections
+        ]
+        keys, values = zip(*pairs, strict=True)
         output = TransformerCaptionerEncoderOutput(
             last_hidden_state=hidden_states,
             hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
@@ -400,7 +407,7 @@ class TransformerCaptionerDecoder(nn.Module):
         mask = self._causal_mask(hidden_states, decoder_attention_mask, past_key_values, output_attentions)
 
         all_states, all_self_weights, all_region_weights = (), (), ()
-        keys, values = encoder_outputs.projected_keys.unbind(1), encoder_outputs.projected_values.unbind(1)
+        keys, values = encoder_outputs.projected_keys, encoder_outputs.projected_values
         for layer, key, value in zip(self.layers, keys, values, strict=True):
             all_states += (hidden_states,)
             hidden_states, self_weights, region_weights = layer(

@@ -1,6 +1,7 @@
 """transformers' Trainer for captioners: one image, several captions."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class CaptioningTrainer(Seq2SeqTrainer):
                 f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
         self.vision_learning_rate = vision_learning_rate
+        self._noted: dict[str, float] = defaultdict(float)
+        self._noted_batches, self._noted_step = 0, 0
 
     def create_accelerator_and_postprocess(self):
         # accelerate's dispatcher of iterable data sets joins the batches of all processes, but ours differ in the
@@ -104,7 +107,27 @@ class CaptioningTrainer(Seq2SeqTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "index"}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.note(getattr(outputs, "log", None) or {})
+        self._noted_batches += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def note(self, values: dict[str, float | torch.Tensor]) -> None:
+        """Numbers of one batch for the next line of the log: `loss_...` add up to a step's, others are averaged."""
+        for name, value in values.items():
+            self._noted[name] = self._noted[name] + value
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in transformers; the line with the training loss has what was noted since the last one."""
+        if "loss" in logs and self._noted:
+            steps = self.state.global_step - self._noted_step
+            for name, total in self._noted.items():
+                total = self.accelerator.gather(torch.as_tensor(total, dtype=torch.float32, device=self.args.device))
+                is_term = name.startswith("loss_")
+                logs[name] = float(total.sum() / steps) if is_term else float(total.mean() / self._noted_batches)
+            self._noted.clear()
+            self._noted_batches, self._noted_step = 0, self.state.global_step
+        super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
         """

@@ -45,7 +45,12 @@ TRANSFORMERS = {
         model_type="transformer_captioner", vision_config=tiny_vit(), encoder_layers=0, tie_word_embeddings=False
     ),
 }
-SYSTEMS = {**{attention: dict(attention=attention) for attention in ATTENTIONS}, **TRANSFORMERS}
+SYSTEMS = {
+    **{attention: dict(attention=attention) for attention in ATTENTIONS},
+    "hard_additive": dict(attention="additive", attention_sampling="hard"),
+    "hard_multi_head": dict(attention="multi_head", attention_sampling="hard"),
+    **TRANSFORMERS,
+}
 
 
 _FACTORS = {

@@ -111,6 +111,8 @@ def rnn_row_logits(model, regions: torch.Tensor, tokens: list[int]):
         for scores, values in _alignment(layer, config, previous, regions, encoder.region_projection):
             alpha = torch.exp(scores - scores.max())
             alpha = alpha / alpha.sum()
+            if config.attention_sampling == "hard":
+                alpha = torch.tensor([float(i == int(alpha.argmax())) for i in range(len(alpha))])
             contexts.append(sum(a * v for a, v in zip(alpha, values, strict=True)))
             alphas.append(alpha)
         beta = 1 / (1 + torch.exp(-(layer.context_gate.weight[0] @ previous + layer.context_gate.bias[0])))

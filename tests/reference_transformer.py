@@ -27,7 +27,7 @@ def softmax_attention(queries, keys, values, causal: bool = False):
 
 
 def linear(module, inputs):
-    return inputs @ module.weight.T + module.bias
+    return inputs @ module.weight.T + (0 if module.bias is None else module.bias)
 
 
 def layer_norm(module, inputs):
@@ -57,8 +57,9 @@ def feed_forward(module, inputs):
 def encode(model, regions: torch.Tensor) -> torch.Tensor:
     """Regions of one image (L, D) -> what the decoder attends to (L, H)."""
     config, encoder = model.config, model.model.encoder
-    hidden = linear(encoder.region_projection, regions)
+    hidden = regions
     if config.encoder_layers:
+        hidden = linear(encoder.region_projection, regions)
         side, half = math.isqrt(len(regions)), config.hidden_size // 2
         hidden = hidden + torch.tensor([sinusoid(i // side, half) + sinusoid(i % side, half) for i in range(side**2)])
     for layer in encoder.layers:

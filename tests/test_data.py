@@ -246,6 +246,8 @@ def test_the_cache_is_made_once_and_anew_when_something_changes(processor, tmp_p
         return len(calls) > before
 
     assert run() and not run()
+    processor.save_pretrained(tmp_path / "saved")
+    assert not run(image_processor=CaptionerProcessor.from_pretrained(tmp_path / "saved").image_processor)
     assert run(dataset=shapes_dataset(4, seed=2))
     assert run(image_processor=CaptionerImageProcessor(size={"height": 64, "width": 64}))
     with torch.no_grad():

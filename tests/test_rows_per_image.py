@@ -106,11 +106,51 @@ def test_nothing_with_regions_is_stored_per_row_during_beam_search(system):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_encoder_outputs_of_the_caller_are_left_alone(system):
     model = tiny_model(**SYSTEMS[system])
-    encoder_outputs = model.get_encoder()(random_images())
-    before = {name: tensor.clone() for name, tensor in encoder_outputs.items()}
+    with torch.no_grad():
+        encoder_outputs = model.get_encoder()(random_images())
+    before = copy.deepcopy(dict(encoder_outputs))
     first = model.generate(encoder_outputs=encoder_outputs, num_beams=4, max_new_tokens=4)
-    assert all(torch.equal(encoder_outputs[name], tensor) for name, tensor in before.items())
+    torch.testing.assert_close(dict(encoder_outputs), before, rtol=0, atol=0)
     assert torch.equal(model.generate(encoder_outputs=encoder_outputs, num_beams=4, max_new_tokens=4), first)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_prompt_is_read_once_per_image(system, padded):
+    """Four beams of two images begin as 2 rows; what they give, attentions too, is as if every row had been read."""
+    model = tiny_model(**SYSTEMS[system])
+    encoder_outputs, tokens = model.get_encoder()(random_images(2)), torch.tensor([[2, 5, 6], [2, 7, 4]])
+    asked = dict(output_attentions=True, output_hidden_states=True, output_scores=True, return_dict_in_generate=True)
+    settings = dict(encoder_outputs=encoder_outputs, decoder_input_ids=tokens, num_beams=4, max_new_tokens=4, **asked)
+    if padded:
+        if model.config.model_type == "rnn_captioner":
+            pytest.skip("an RNN has nothing to mask: it reads padding as it reads words")
+        tokens[1] = torch.tensor([model.config.pad_token_id, 2, 7])
+        settings["decoder_attention_mask"] = (tokens != model.config.pad_token_id).long()
+    seen = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    found = model.generate(**settings)
+    assert seen[:2] == [(2, 3), (8, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_captioner.modeling_captioner._are_copies", lambda rows, copies: False)
+        seen.clear()
+        expected = model.generate(**settings)
+        assert seen[:2] == [(8, 3), (8, 1)]
+    assert torch.equal(found.sequences, expected.sequences)
+    for name in ("scores", "cross_attentions", "decoder_hidden_states", "sequences_scores"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    if padded:
+        alone = model.generate(random_images(2)[1:], decoder_input_ids=tokens[1:, 1:], num_beams=4, max_new_tokens=4)
+        assert torch.equal(found.sequences[1, 1:][: alone.shape[1]], alone[0])
+
+
+def test_prompts_of_one_image_may_differ():
+    model = tiny_model(attention="additive")
+    encoder_outputs, tokens = model.get_encoder()(random_images(1)), torch.tensor([[2, 5], [2, 6], [2, 7], [2, 7]])
+    found = model.generate(encoder_outputs=encoder_outputs, decoder_input_ids=tokens, max_new_tokens=4)
+    for row in range(4):
+        alone = model.generate(random_images(1), decoder_input_ids=tokens[[row]], max_new_tokens=4)
+        assert torch.equal(found[row, : alone.shape[1]], alone[0])
 
 
 def test_additive_scores_in_chunks_equal_all_at_once():
@@ -125,6 +165,7 @@ def test_additive_scores_in_chunks_equal_all_at_once():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_gradients_reach_what_lies_behind_image_features(system):
     model = tiny_model(**SYSTEMS[system])
+    model.train()  # hard attention learns to choose in training alone
     features = torch.randn(3, 16, 12, requires_grad=True)
     model(image_features=features, labels=random_labels()).loss.backward()
     assert features.grad.abs().sum() > 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from hf_captioner import CaptionerProcessor
@@ -75,6 +76,38 @@ def test_trains_saves_measures_and_shows(tmp_path, capsys):
     assert (tmp_path / "attention.png").stat().st_size > 10_000
     pickles = [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert pickles == []
+
+
+@pytest.mark.slow
+def test_a_second_stage_is_rewarded_and_reuses_the_features(tmp_path):
+    """Cross-entropy, then reward from its folder; killed and resumed, it comes to the same weights."""
+    first, cache = tmp_path / "first", tmp_path / "features"
+    common = dict(feature_cache=cache, freeze_vision=True)
+    train.main(arguments(first, **common))
+    made = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(made) == 2
+    recipe = ROOT / "training/configs/flickr8k_rnn_additive_scst.yaml"
+    second = dict(common, config=recipe, model=first, samples_per_image=3, bf16=False, logging_steps=1)
+    second |= dict(reward='{"cider_d": 1.0, "bleu_4": 0.5}', per_device_train_batch_size=8)
+    train.main(arguments(tmp_path / "whole", **second))
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == made
+    log = json.loads((tmp_path / "whole/trainer_state.json").read_text())["log_history"]
+    lines = [line for line in log if "reward" in line]
+    assert len(lines) == 4 and all(0 <= line["reward"] <= 10.5 and line["reward_std"] > 0 for line in lines)
+    assert any("eval_cider_d" in line for line in log)
+
+    train.main(arguments(tmp_path / "cut", **{**second, "load_best_model_at_end": False}))
+    (tmp_path / "cut/checkpoint-4").rename(tmp_path / "elsewhere")
+    train.main(
+        arguments(tmp_path / "cut", resume_from_checkpoint="last", **{**second, "load_best_model_at_end": False})
+    )
+    resumed, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path / "cut", tmp_path / "elsewhere"))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_an_unknown_objective_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`objective` must be cross_entropy or self_critical, got 'reward'"):
+        train.main(arguments(tmp_path, objective="reward"))
 
 
 def test_resumes_where_it_stopped(tmp_path):

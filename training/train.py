@@ -5,6 +5,11 @@ Trains a captioner of any family on any source of images and captions, and saves
     accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive.yaml \
         --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
 
+The usual two stages are two runs: the second goes on from the first one's folder and is rewarded for what it says.
+
+    accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive_scst.yaml \
+        --model outputs/flickr8k_rnn_additive --train_data ... --eval_data ...
+
 Settings are the fields of the classes below and of transformers' `Seq2SeqTrainingArguments`; what stands on the
 command line goes before what stands in the YAML file.
 """
@@ -32,6 +37,8 @@ from write_card import NUM_SAMPLES, write_card
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.attention_maps import save_attention_picture, token_texts
 from hf_captioner.data import CaptionCollator, cache_features, load_captions
+from hf_captioner.metrics import CaptionReward
+from hf_captioner.self_critical_trainer import SelfCriticalTrainer
 from hf_captioner.trainer import CaptioningTrainer, caption_metrics, decode_captions
 
 
@@ -73,7 +80,30 @@ class DataArguments:
     num_samples: int = field(default=12, metadata={"help": "captions to write down after training"})
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Seq2SeqTrainingArguments]:
+@dataclass
+class ObjectiveArguments:
+    """What to train it for."""
+
+    objective: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy: the references' words; self_critical: captions that are worth much"},
+    )
+    reward: str = field(
+        default='{"cider_d": 1.0}', metadata={"help": "self_critical: metrics and their weights, as JSON"}
+    )
+    reward_baseline: str = field(
+        default="leave_one_out", metadata={"help": "self_critical: greedy, or leave_one_out, the other samples' mean"}
+    )
+    samples_per_image: int = field(default=5, metadata={"help": "self_critical: captions drawn of an image"})
+
+    def __post_init__(self):
+        if self.objective not in ("cross_entropy", "self_critical"):
+            raise ValueError(f"`objective` must be cross_entropy or self_critical, got {self.objective!r}")
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments]:
     """The YAML file's settings as if they stood on the command line, before those that do; mappings are merged."""
     settings, rest = {}, list(argv)
     if "--config" in rest:
@@ -96,7 +126,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Seq
         ]
     if not torch.accelerator.is_available():  # else `bf16` is refused, which CPUs can do
         arguments += ["--use_cpu", "true"]
-    parser = HfArgumentParser((ModelArguments, DataArguments, Seq2SeqTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments))
     return parser.parse_args_into_dataclasses(arguments + rest)
 
 
@@ -151,6 +181,19 @@ def check_agreement(config, tokenizer) -> None:
     for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise ValueError(f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}")
+
+
+def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
+    """The trainer's class, and what it needs beside the arguments that all have; `references` of the training set."""
+    if objective.objective == "cross_entropy":
+        return CaptioningTrainer, {}
+    settings = dict(
+        references=references,
+        reward=CaptionReward(references, json.loads(objective.reward)),
+        samples_per_image=objective.samples_per_image,
+        baseline=objective.reward_baseline,
+    )
+    return SelfCriticalTrainer, settings
 
 
 def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
@@ -218,7 +261,7 @@ def write_training(folder: Path, argv: list[str], model_args: ModelArguments, da
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    model_args, data_args, args = parse_arguments(argv)
+    model_args, data_args, objective, args = parse_arguments(argv)
     args.predict_with_generate, args.remove_unused_columns = True, False
     checkpoint = resume_point(args)
     set_seed(args.seed)
@@ -238,10 +281,13 @@ def main(argv: list[str] | None = None) -> None:
             )
         )
     references = evaluation["captions"][:]
-    indexed = evaluation.select_columns(["image", "captions"]).add_column("index", list(range(len(evaluation))))
     model, processor = build(model_args, [text for captions in train["captions"] for text in captions])
 
-    train = train.select_columns(["image", "captions"])
+    trainer_class, settings = trainer_of(objective, train["captions"][:])
+    train, indexed = (
+        part.select_columns(["image", "captions"]).add_column("index", list(range(len(part))))
+        for part in (train, evaluation)
+    )
     if data_args.feature_cache is not None:
         if not model_args.freeze_vision:
             raise ValueError("`feature_cache` needs `freeze_vision`: features of a model that learns do not stay")
@@ -251,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
                 cache_features(part, model.vision_encoder, processor.image_processor, data_args.feature_cache)
                 for part in (train, indexed)
             )
-    trainer = CaptioningTrainer(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=train,
@@ -260,6 +306,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         compute_metrics=caption_metrics(processor.tokenizer, references),
         vision_learning_rate=model_args.vision_learning_rate,
+        **settings,
     )
     if args.do_train:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -8,6 +8,7 @@ from .clip_score import clip_score
 from .collapse import collapse_checks
 from .meteor import meteor_exact_stem
 from .ptb_tokenizer import tokenize
+from .reward import CaptionReward
 from .rouge import rouge_l
 from .scores import Scores
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL_METRICS",
     "CaptionMetrics",
+    "CaptionReward",
     "Cider",
     "CiderD",
     "CookedReferences",
