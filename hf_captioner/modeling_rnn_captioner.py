@@ -432,8 +432,7 @@ class RnnCaptionerForConditionalGeneration(
         Hard attention adds two in training (section 4.1): `reinforce`, whose gradient is that of the expected
         log-likelihood through the choice of regions, and `entropy`. A region is rewarded by the log-likelihood of the
         words from its own on, for it cannot change the earlier ones, less the baselines of these words. The paper
-        rewards it by the whole caption's, less one baseline for all captions: the same expectation, but so much more
-        variance that little is learned.
+        rewards it by the whole caption's, less one baseline for all: the expectation is the same, the variance is not.
         """
         terms, statistics = {}, {}
         if not self.loss_reads_attentions:
