@@ -413,6 +413,14 @@ class RnnCaptionerForConditionalGeneration(
         if hasattr(module, "attention_baseline"):
             init.constant_(module.attention_baseline, -math.log(self.config.vocab_size))
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As in transformers; new words get a baseline as well."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.config.attention_sampling == "hard":
+            size, old = self.config.vocab_size, self.attention_baseline
+            self.attention_baseline = torch.cat([old, old.new_full((size,), -math.log(size))])[:size]
+        return embeddings
+
     @property
     def loss_reads_attentions(self) -> bool:
         return self.config.attention != "none"

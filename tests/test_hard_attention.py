@@ -250,6 +250,16 @@ def test_a_soft_captioner_goes_on_with_hard_attention(tmp_path):
     torch.testing.assert_close(model.attention_baseline, torch.full((40,), -math.log(40)).to(model.dtype))
 
 
+@pytest.mark.parametrize("size", [60, 30])
+def test_words_that_are_added_or_dropped(size):
+    model = hard_model().train()
+    before = model.attention_baseline[:30].clone()
+    model.resize_token_embeddings(size)
+    assert len(model.attention_baseline) == size and torch.equal(model.attention_baseline[:30], before)
+    model(image_features=few_regions(), labels=torch.tensor([[[size - 1, 3]]])).loss.backward()
+    assert model.attention_baseline.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "changes,message",
     [
