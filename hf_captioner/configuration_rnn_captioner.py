@@ -43,7 +43,7 @@ class RnnCaptionerConfig(CaptionerConfig):
         entropy_lambda (`float`, defaults to 0.002):
             Hard attention: weight lambda_e of the entropy of the attention, which is rewarded.
         baseline_decay (`float`, defaults to 0.9):
-            Hard attention: what a batch leaves of the baseline, a moving average of log-likelihoods.
+            Hard attention: what a batch leaves of the baselines, moving averages of every word's log-likelihood.
         expected_context_probability (`float`, defaults to 0.5):
             Hard attention: share of captions that are trained with the expected context, as if attention were soft.
     """

@@ -413,6 +413,14 @@ class RnnCaptionerForConditionalGeneration(
         if hasattr(module, "attention_baseline"):
             init.constant_(module.attention_baseline, -math.log(self.config.vocab_size))
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As in transformers; new words get a baseline as well."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.config.attention_sampling == "hard":
+            size, old = self.config.vocab_size, self.attention_baseline
+            self.attention_baseline = torch.cat([old, old.new_full((size,), -math.log(size))])[:size]
+        return embeddings
+
     @property
     def loss_reads_attentions(self) -> bool:
         return self.config.attention != "none"
@@ -432,8 +440,7 @@ class RnnCaptionerForConditionalGeneration(
         Hard attention adds two in training (section 4.1): `reinforce`, whose gradient is that of the expected
         log-likelihood through the choice of regions, and `entropy`. A region is rewarded by the log-likelihood of the
         words from its own on, for it cannot change the earlier ones, less the baselines of these words. The paper
-        rewards it by the whole caption's, less one baseline for all captions: the same expectation, but so much more
-        variance that little is learned.
+        rewards it by the whole caption's, less one baseline for all: the expectation is the same, the variance is not.
         """
         terms, statistics = {}, {}
         if not self.loss_reads_attentions:

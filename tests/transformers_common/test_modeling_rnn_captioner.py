@@ -76,7 +76,7 @@ class RnnCaptionerModelTestMixin(CaptionerModelTestMixin):
         outputs.last_hidden_state[0, -1].sum().backward(retain_graph=True)
         for tensor in states:
             self.assertGreater(tensor.grad.abs().sum(), 0)
-        if self.has_attentions:
+        if self.has_attentions and self.settings.get("attention_sampling") != "hard":  # a choice has no gradient
             states[-1].grad = None
             outputs.cross_attentions[0][0, :, -1, 0].sum().backward()
             self.assertGreater(states[-1].grad.abs().sum(), 0)
@@ -94,6 +94,10 @@ class AdditiveLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
 class MultiHeadGruTest(RnnCaptionerModelTestMixin, unittest.TestCase):
     settings = {"attention": "multi_head", "cell": "gru", "num_layers": 2, "tie_word_embeddings": True}
     num_attention_heads = 2
+
+
+class HardDotLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
+    settings = {"attention": "dot", "attention_sampling": "hard"}
 
 
 class NoAttentionLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
