@@ -48,11 +48,15 @@ def read(name: str, inputs: dict, trust: bool, folder: Path) -> tuple[dict, dict
     image = Image.new("RGB", (50, 40), (200, 20, 30))
     (caption,) = captioner(image)
     general = pipeline("image-text-to-text", model=name, device="cpu", **options)
+    # What it warns of in 5.17 is its own.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    text = general(image, text="")[0]["generated_text"]
+    logging.getLogger("transformers").setLevel(logging.WARNING)
     found = {
         "modules": {key: type(part).__module__ for key, part in {**models, **parts, "pipeline": captioner}.items()},
         "classes": {key: type(part).__name__ for key, part in {**models, **parts, "pipeline": captioner}.items()},
         "caption": caption,
-        "general": general(image, text="")[0]["generated_text"],
+        "general": text,
         "labels": processor(text_target=["one z"])["labels"],
     }
     tensors = {}

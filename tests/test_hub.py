@@ -122,13 +122,9 @@ def test_whose_classes_they_are(loaded, kind):
 def test_nothing_is_warned_of(loaded):
     """Weights fit; where code was downloaded, transformers says so."""
     is_installed, found, _ = loaded
-    unexpected = [
-        warning
-        for warning in found["warnings"]
-        if (is_installed or "files was downloaded" not in warning)
-        and "is not supported for image-text-to" not in warning
-    ]
-    assert unexpected == []
+    usual = ["is not supported for image-text-to-text"]  # by that pipeline, of any model that is not transformers' own
+    usual += [] if is_installed else ["files was downloaded"]
+    assert [warning for warning in found["warnings"] if not any(part in warning for part in usual)] == []
 
 
 def test_installed_code_is_used_and_none_fetched(installed, hub):

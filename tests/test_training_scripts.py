@@ -177,7 +177,7 @@ def test_the_command_prints_one_line(tmp_path):
 
 
 def test_the_command_line_goes_before_the_file():
-    model_args, data_args, args = train.parse_arguments(
+    model_args, data_args, _, args = train.parse_arguments(
         ["--config", str(ROOT / "training/configs/quickstart.yaml"), "--learning_rate", "0.125"]
         + ["--model_config", '{"attention": "dot"}', "--output_dir", "x"]
     )
@@ -189,7 +189,7 @@ def test_the_command_line_goes_before_the_file():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training/configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_yaml_is_valid(path):
-    model_args, _, args = train.parse_arguments(["--config", str(path)])
+    model_args, _, _, args = train.parse_arguments(["--config", str(path)])
     config = AutoConfig.for_model(model_args.model_type, **json.loads(model_args.model_config))
     assert config.model_type == model_args.model_type and args.metric_for_best_model
     assert set(yaml.safe_load(path.read_text()).get("model_config", {})) <= set(config.to_dict())
