@@ -32,6 +32,18 @@ PIPELINE_REGISTRY.register_pipeline(
     TASK, ImageCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )
 
+
+def __getattr__(name: str):
+    # Training needs packages that use does not, and seconds to import them.
+    if name == "CaptioningTrainer":
+        from .trainer import CaptioningTrainer as found
+    elif name == "SelfCriticalTrainer":
+        from .self_critical_trainer import SelfCriticalTrainer as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
+
+
 __all__ = [
     "CaptionerImageProcessor",
     "CaptionerProcessor",

@@ -72,7 +72,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         # The loss is a mean over samples, of which a step has a known number; that of their words would depend on
         # them, and the gradient's expectation with it.
         count = torch.tensor(self.samples_per_image * sum(len(batch["labels"]) for batch in batch_samples))
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             count = self.accelerator.gather(count.to(device)).sum()
         return count.to(device)
 
@@ -87,6 +87,10 @@ class SelfCriticalTrainer(CaptioningTrainer):
         if "index" not in inputs:
             raise ValueError("rows of `train_dataset` must have `index`, the place of their `references`, got none")
         images = inputs["index"].repeat_interleave(self.samples_per_image).tolist()
+        if max(images) >= len(self.references):
+            raise ValueError(
+                f"`index` must be below the number of `references`, {len(self.references)}, got {max(images)}"
+            )
         seen = {name: inputs[name] for name in ("pixel_values", "image_features") if name in inputs}
         with without_dropout(self.model):
             start = time.perf_counter()
@@ -147,7 +151,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         rows, end = labels.flatten(0, 1).tolist(), self.model.config.eos_token_id
         ended = [end in row for row in rows]
         words = [[token for token in row if token not in (-100, end)] for row in rows]
-        captions = self.tokenizer.batch_decode(words)  # an unknown word stays one
+        captions = self._tokenizer.batch_decode(words)  # an unknown word stays one
         references = [self.references[image] for image in images]
         found = self.reward(captions=captions, references=references, images=images, ended=ended)
         rewards = torch.as_tensor(np.asarray(found, dtype=np.float64)).flatten()
@@ -163,7 +167,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         return rewards.view(labels.shape[:2])
 
     @property
-    def tokenizer(self):
+    def _tokenizer(self):
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
 

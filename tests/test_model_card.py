@@ -22,7 +22,7 @@ import write_card  # noqa: E402
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("card") / "tiny"
-    train.main(arguments(folder, hub_token="hf_secret"))
+    train.main([*arguments(folder, hub_token="hf_secret"), "--hub_token=hf_secret"])
     return folder
 
 

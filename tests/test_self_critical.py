@@ -119,7 +119,7 @@ def test_the_gradient_is_unbiased_and_baselines_lower_its_variance(tmp_path, sys
         return trainer
 
     trainer = trainer_of(SelfCriticalTrainer)
-    model, tokenizer = trainer.model.eval(), trainer.tokenizer
+    model, tokenizer = trainer.model.eval(), trainer.processing_class.tokenizer
     captions = every_caption(7, model.config.eos_token_id, longest)
     labels = torch.tensor([[*tokens, *[-100] * (longest - len(tokens))] for tokens in captions])
     inputs = model.prepare_decoder_input_ids_from_labels(labels)
@@ -375,6 +375,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, stage):
             "`reward` must return a number for each of 30 captions, got 1",
         ),
         (dict(reward=lambda captions, **kwargs: [math.nan] * len(captions)), "`reward` must be finite, got nan for "),
+        (dict(references=REFERENCES), "`index` must be below the number of `references`, 3, got 5"),
         (dict(references=[]), "`references` must hold the captions of the training images, got none"),
         (dict(references=None), "`references` must hold the captions of the training images, got none"),
         (dict(baseline="mean"), "`baseline` must be one of greedy, leave_one_out, got 'mean'"),

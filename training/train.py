@@ -249,10 +249,10 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
 
 def write_training(folder: Path, argv: list[str], model_args: ModelArguments, data_args: DataArguments) -> None:
     """`training.json`, what the card tells of the training beside the trainer's own files."""
-    command = ["accelerate", "launch", "training/train.py", *argv]
-    if "--hub_token" in command:  # nobody else's business
-        at = command.index("--hub_token")
-        del command[at : at + 2]
+    command = ["accelerate", "launch", "training/train.py"]
+    for before, part in zip([None, *argv], argv, strict=False):
+        if before != "--hub_token" and part.split("=")[0] != "--hub_token":  # nobody else's business
+            command.append(part)
     names = ("train_data", "train_split", "eval_data", "eval_split")
     training = {"command": shlex.join(command), "num_beams": model_args.num_beams}
     training |= {name: getattr(data_args, name) for name in names}
