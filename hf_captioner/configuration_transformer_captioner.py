@@ -20,7 +20,7 @@ class TransformerCaptionerConfig(CaptionerConfig):
     Args:
         encoder_layers (`int`, defaults to 6):
             Self-attention layers over the regions, which get two-dimensional sinusoidal positions first. With 0 the
-            vision model's own regions go to the decoder, projected to `hidden_size` and without added positions.
+            vision model's own regions go straight to the decoder's keys and values, without added positions.
         decoder_layers (`int`, defaults to 6): Layers over the words, each of which attends to the regions.
         num_attention_heads (`int`, defaults to 8): Heads of every attention; they must divide `hidden_size`.
         intermediate_size (`int`, defaults to 2048): Width of the feed-forward sublayers.

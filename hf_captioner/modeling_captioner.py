@@ -92,6 +92,19 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return model
 
 
+class CaptionerModel(CaptionerPreTrainedModel):
+    """Where `encoder`, the image's side, and `decoder`, the rows' side, are; subclasses make them and run them."""
+
+    def get_input_embeddings(self):
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.decoder.embed_tokens = value
+
+    def get_encoder(self, modality=None):
+        return self.encoder
+
+
 def _at_least_single(logits: torch.Tensor) -> torch.Tensor:
     """Half precision is too coarse for a sum of log-likelihoods."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -121,7 +134,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
     Subclasses set `model_class` and may add terms to the loss in `attention_losses`.
     """
 
-    model_class: type[CaptionerPreTrainedModel]
+    model_class: type[CaptionerModel]
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: PreTrainedConfig):

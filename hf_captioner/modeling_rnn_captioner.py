@@ -20,7 +20,7 @@ from .attention import (
     weighted_context,
 )
 from .configuration_rnn_captioner import RnnCaptionerConfig
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .recurrent_cache import RecurrentCache
 from .vision_encoder import VisionEncoder
 
@@ -312,7 +312,7 @@ class RnnCaptionerDecoder(nn.Module):
         return self.dropout(hidden), weights, scores, [first_state, *states], (embeddings, outputs)
 
 
-class RnnCaptionerModel(RnnCaptionerPreTrainedModel):
+class RnnCaptionerModel(CaptionerModel, RnnCaptionerPreTrainedModel):
     """
     Vision model, attention and RNN without a language model head.
 
@@ -325,15 +325,6 @@ class RnnCaptionerModel(RnnCaptionerPreTrainedModel):
         self.encoder = RnnCaptionerEncoder(config)
         self.decoder = RnnCaptionerDecoder(config, self.encoder.vision_encoder.width)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.decoder.embed_tokens
-
-    def set_input_embeddings(self, value):
-        self.decoder.embed_tokens = value
-
-    def get_encoder(self, modality=None):
-        return self.encoder
 
     @can_return_tuple
     def forward(

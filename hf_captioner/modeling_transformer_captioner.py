@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import RegionProjection, grid_positions, rows_per_image, sinusoidal_positions
 from .configuration_transformer_captioner import TransformerCaptionerConfig
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .vision_encoder import VisionEncoder
 
 
@@ -429,7 +429,7 @@ class TransformerCaptionerDecoder(nn.Module):
         )
 
 
-class TransformerCaptionerModel(TransformerCaptionerPreTrainedModel):
+class TransformerCaptionerModel(CaptionerModel, TransformerCaptionerPreTrainedModel):
     """
     Vision model, encoder and decoder without a language model head.
 
@@ -442,15 +442,6 @@ class TransformerCaptionerModel(TransformerCaptionerPreTrainedModel):
         self.encoder = TransformerCaptionerEncoder(config)
         self.decoder = TransformerCaptionerDecoder(config)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.decoder.embed_tokens
-
-    def set_input_embeddings(self, value):
-        self.decoder.embed_tokens = value
-
-    def get_encoder(self, modality=None):
-        return self.encoder
 
     @can_return_tuple
     def forward(

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from .metrics import CaptionReward, tokenize
-from .metrics.collapse import BAD_ENDINGS
+from .metrics.collapse import ends_badly
 from .trainer import CaptioningTrainer
 
 BASELINES = ("greedy", "leave_one_out")
@@ -162,7 +162,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
             raise ValueError(f"`reward` must be finite, got {rewards[worst]} for {captions[worst]!r}")
         if log:
             said = tokenize(captions)
-            bad = [not end or not text or text[-1] in BAD_ENDINGS for text, end in zip(said, ended, strict=True)]
+            bad = [not end or ends_badly(text) for text, end in zip(said, ended, strict=True)]
             self.note({"bad_ending_rate": np.mean(bad), "caption_length": np.mean([len(text) for text in said])})
         return rewards.view(labels.shape[:2])
 

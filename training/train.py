@@ -281,9 +281,10 @@ def main(argv: list[str] | None = None) -> None:
             )
         )
     references = evaluation["captions"][:]
-    model, processor = build(model_args, [text for captions in train["captions"] for text in captions])
+    train_references = train["captions"][:]
+    model, processor = build(model_args, [text for captions in train_references for text in captions])
 
-    trainer_class, settings = trainer_of(objective, train["captions"][:])
+    trainer_class, settings = trainer_of(objective, train_references)
     train, indexed = (
         part.select_columns(["image", "captions"]).add_column("index", list(range(len(part))))
         for part in (train, evaluation)

@@ -18,6 +18,11 @@ BAD_ENDINGS = frozenset(
 )
 
 
+def ends_badly(words: Sequence[str]) -> bool:
+    """Whether a caption ends in a determiner, preposition or conjunction ("a man with a"), or is empty."""
+    return not words or words[-1] in BAD_ENDINGS
+
+
 def collapse_checks(
     predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
 ) -> dict[str, float | int]:
@@ -32,8 +37,7 @@ def collapse_checks(
         - `unique_ratio`: different captions / captions; near 0 if the same caption is given to every image.
         - `vocabulary`: number of different words used.
         - `mean_length`: words a caption.
-        - `bad_ending_rate`: share of captions that end in a determiner, preposition or conjunction ("a man with a"),
-          or are empty.
+        - `bad_ending_rate`: share of captions of which [`ends_badly`] is true.
         - `cider_d` and `cider_d_shuffled`: of the captions, and of the captions handed to other images. A captioner
           that looks at its image loses most of its score.
 
@@ -53,7 +57,7 @@ def collapse_checks(
         "unique_ratio": len({tuple(caption) for caption in captions}) / len(captions),
         "vocabulary": len({word for caption in captions for word in caption}),
         "mean_length": float(np.mean([len(caption) for caption in captions])),
-        "bad_ending_rate": float(np.mean([not caption or caption[-1] in BAD_ENDINGS for caption in captions])),
+        "bad_ending_rate": float(np.mean([ends_badly(caption) for caption in captions])),
         "cider_d": float(scorer.score(captions, cooked).mean()),
         "cider_d_shuffled": float(scorer.score([captions[image] for image in other], cooked).mean()),
     }
