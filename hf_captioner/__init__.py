@@ -4,14 +4,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 demands torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_rnn_captioner import RnnCaptionerConfig
-from .configuration_transformer_captioner import TransformerCaptionerConfig
-from .image_processing_captioner import CaptionerImageProcessor
-from .modeling_rnn_captioner import RnnCaptionerForConditionalGeneration, RnnCaptionerModel
-from .modeling_transformer_captioner import TransformerCaptionerForConditionalGeneration, TransformerCaptionerModel
-from .pipeline_captioner import TASK, ImageCaptioningPipeline
-from .processing_captioner import CaptionerProcessor
-from .tokenization_captioner import train_tokenizer
+from .models.configuration_rnn_captioner import RnnCaptionerConfig
+from .models.configuration_transformer_captioner import TransformerCaptionerConfig
+from .models.image_processing_captioner import CaptionerImageProcessor
+from .models.modeling_rnn_captioner import RnnCaptionerForConditionalGeneration, RnnCaptionerModel
+from .models.modeling_transformer_captioner import (
+    TransformerCaptionerForConditionalGeneration,
+    TransformerCaptionerModel,
+)
+from .models.pipeline_captioner import TASK, ImageCaptioningPipeline
+from .models.processing_captioner import CaptionerProcessor
+from .models.tokenization_captioner import train_tokenizer
 
 for _config, _model in (
     (RnnCaptionerConfig, RnnCaptionerForConditionalGeneration),
@@ -36,9 +39,9 @@ PIPELINE_REGISTRY.register_pipeline(
 def __getattr__(name: str):
     # Training needs packages that use does not, and seconds to import them.
     if name == "CaptioningTrainer":
-        from .trainer import CaptioningTrainer as found
+        from .trainers import CaptioningTrainer as found
     elif name == "SelfCriticalTrainer":
-        from .self_critical_trainer import SelfCriticalTrainer as found
+        from .trainers import SelfCriticalTrainer as found
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found

@@ -9,7 +9,7 @@ import sys
 import evaluate
 import numpy as np
 import pytest
-from caption_corpora import generated_captions, generated_corpus
+from testing.caption_corpora import generated_captions, generated_corpus
 
 from hf_captioner.metrics import (
     ALL_METRICS,

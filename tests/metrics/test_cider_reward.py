@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from caption_corpora import generated_corpus
+from testing.caption_corpora import generated_corpus
 
 from hf_captioner.metrics import Cider, CiderD, DocumentFrequency
 

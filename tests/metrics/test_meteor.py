@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caption_corpora import flickr8k_corpus
+from testing.caption_corpora import flickr8k_corpus
 
 from hf_captioner.metrics import java, meteor_exact_stem, tokenize
 from hf_captioner.metrics.meteor import _align, _split, _stem

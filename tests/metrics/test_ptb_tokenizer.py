@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from caption_corpora import flickr8k, generated_captions
+from testing.caption_corpora import flickr8k, generated_captions
 
 from hf_captioner.metrics import tokenize
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from caption_corpora import flickr8k_corpus, generated_corpus
+from testing.caption_corpora import flickr8k_corpus, generated_corpus
 
 from hf_captioner.metrics import Cider, CiderD, DocumentFrequency, bleu, rouge_l
 

@@ -5,7 +5,7 @@ import tempfile
 from unittest.mock import patch
 
 import torch
-from conftest import IMAGE, VOCAB, random_images, tiny_vision
+from testing.tiny_models import IMAGE, VOCAB, random_images, tiny_vision
 from transformers.models.auto import modeling_auto
 
 from . import upstream  # noqa: F401  isort: skip

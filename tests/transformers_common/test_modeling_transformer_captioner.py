@@ -2,7 +2,7 @@
 
 import unittest
 
-from conftest import tiny_vit
+from testing.tiny_models import tiny_vit
 
 from hf_captioner import (
     TransformerCaptionerConfig,

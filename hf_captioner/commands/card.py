@@ -1,0 +1,205 @@
+"""
+Writes the card of a trained captioner, the `README.md` of its folder, from what was measured of it.
+
+    python training/write_card.py --model outputs/quickstart --evaluation outputs/quickstart_evaluation
+
+train.py writes one at the end of training, with its own metrics; with an evaluation, the card has those of
+evaluate_captions.py and their intervals.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard
+from transformers import AutoConfig, HfArgumentParser
+
+from ..models.model_card import model_card
+from . import run
+
+TEMPLATE = Path(__file__).parents[1] / "sharing" / "card_template.md"
+HUB_METRICS = ("bleu", "rouge", "meteor", "cider", "spice")  # as the Hub calls what we have several kinds of
+CURVE = ("loss", "bleu_4", "cider_d", "exact_match")
+NUM_SAMPLES = 4
+
+
+@dataclass
+class Arguments:
+    """Whose card, and from what."""
+
+    model: str = field(metadata={"help": "folder that train.py wrote"})
+    evaluation: str | None = field(default=None, metadata={"help": "folder that evaluate_captions.py wrote"})
+    name: str | None = field(
+        default=None, metadata={"help": "by which the card tells to load it, the folder's name by default"}
+    )
+
+
+def write_card(folder: Path, evaluation: Path | None = None, name: str | None = None) -> ModelCard:
+    """
+    Writes `README.md` into the folder of a captioner.
+
+    Args:
+        folder: with its configuration and what train.py left there: `training.json`, `trainer_state.json`,
+            `eval_results.json`, `samples.json`; what is missing is left out of the card.
+        evaluation: with the `metrics.json` of evaluate_captions.py, which then goes before the trainer's metrics.
+        name: folder or Hub repository to load it from.
+
+    Raises:
+        OSError: if there is no captioner in the folder, or no `metrics.json` in the evaluation's.
+        ValueError: if other weights were evaluated than those in the folder.
+    """
+    name = name or folder.absolute().name
+    training, state = read(folder / "training.json"), read(folder / "trainer_state.json")
+    report = None
+    if evaluation is not None:
+        if not (evaluation / "metrics.json").exists():
+            raise FileNotFoundError(f"`evaluation` must hold a metrics.json, got {evaluation}")
+        report = read(evaluation / "metrics.json")
+        weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))]
+        if report["setting"]["weights_sha256"] != weights:
+            raise ValueError(f"`evaluation` must be of the weights in {folder}, got {evaluation} of others")
+    card = model_card(AutoConfig.from_pretrained(folder), name)
+    measured = from_evaluation(report) if report else from_trainer(read(folder / "eval_results.json"), training)
+    card.data.datasets = hub_datasets(training)
+    if results := measured.pop("results"):
+        card.data.model_name, card.data.eval_results = name.split("/")[-1], results
+    card = ModelCard.from_template(
+        card.data,
+        template_path=str(TEMPLATE),
+        introduction=card.text.strip() + "\n",
+        samples=samples(folder),
+        attention=(folder / "attention.png").exists(),
+        **measured,
+        **progress(training, state),
+    )
+    card.save(folder / "README.md")
+    return card
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def hub_datasets(training: dict) -> list[str] | None:
+    """Sources that the Hub has: neither files nor generated."""
+    names = {training.get("train_data"), training.get("eval_data")} - {None}
+    names = {name for name in names if name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix}
+    return sorted(name for name in names if ":" not in name) or None
+
+
+def result(metric: str, value: float, source: str, split: str | None, arguments: dict) -> EvalResult:
+    """An entry of the model index."""
+    return EvalResult(
+        task_type="image-to-text",
+        task_name="Image captioning",
+        dataset_type="/".join(Path(source.split(":")[0]).with_suffix("").parts[-2:]),
+        dataset_name=source,
+        dataset_split=split,
+        metric_type=next((kind for kind in HUB_METRICS if metric.startswith(kind)), metric),
+        metric_name=metric,
+        metric_value=round(value, 4),
+        metric_args=arguments,
+    )
+
+
+def row(name: str, value: float, interval: list[float] | None = None) -> dict:
+    shown = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+    return {"name": name, "score": f"{value:.4f}", "interval": shown}
+
+
+def from_evaluation(report: dict) -> dict:
+    """What `metrics.json` says, for the table and for the model index."""
+    setting, intervals, checks = report["setting"], report["intervals_95"], report["checks"]
+    scores = {name: value for name, value in report["metrics"].items() if not isinstance(value, str)}
+    arguments = {name: setting[name] for name in ("num_beams", "length_penalty", "max_new_tokens", "num_images")}
+    arguments |= {"tokens": report["definitions"]["tokens"], "references_sha256": setting["references_sha256"]}
+    arguments |= {"weights_sha256": setting["weights_sha256"], "hf_captioner": report["versions"]["hf_captioner"]}
+    return {
+        "results": [
+            result(
+                name,
+                value,
+                setting["data"],
+                setting["split"],
+                arguments | ({"interval_95": [round(x, 4) for x in intervals[name]]} if name in intervals else {}),
+            )
+            for name, value in scores.items()
+        ],
+        "metrics": [row(name, value, intervals.get(name)) for name, value in scores.items()],
+        "intervals": True,
+        "measured_on": (
+            f"By `training/evaluate_captions.py` on `{setting['data']}`: {setting['num_images']} images with "
+            f"{setting['num_references']} references, beams: {setting['num_beams']}, at most "
+            f"{setting['max_new_tokens']} tokens. Tokens are those of the COCO caption evaluation; intervals are "
+            "bootstrapped over images."
+        ),
+        "checks": (
+            f"Different captions: {100 * checks['unique_ratio']:.1f} %; words used: {checks['vocabulary']}; words a "
+            f"caption: {checks['mean_length']:.1f}; bad endings: {100 * checks['bad_ending_rate']:.1f} %. "
+            f"Handed to other images, the captions' CIDEr-D falls from {checks['cider_d']:.4f} to "
+            f"{checks['cider_d_shuffled']:.4f}."
+        ),
+    }
+
+
+def from_trainer(results: dict, training: dict) -> dict:
+    """What the trainer measured at its end."""
+    scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
+    own = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    scores = {name: value for name, value in scores.items() if name not in own and isinstance(value, float)}
+    source = training.get("eval_data", "evaluation data")
+    arguments = {"num_beams": training["num_beams"]} if "num_beams" in training else {}
+    return {
+        "results": [
+            result(name, value, source, training.get("eval_split"), arguments) for name, value in scores.items()
+        ],
+        "metrics": [row(name, value) for name, value in scores.items()],
+        "intervals": False,
+        "measured_on": f"By `training/train.py` on `{source}` at the end of training.",
+        "checks": None,
+    }
+
+
+def progress(training: dict, state: dict) -> dict:
+    """Command, length and learning curve."""
+    history = state.get("log_history", [])
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    names = [name for name in CURVE if all(f"eval_{name}" in entry for entry in evaluations)]
+    seconds = next((entry["train_runtime"] for entry in history if "train_runtime" in entry), None)
+    return {
+        "command": training.get("command"),
+        "train_data": training.get("train_data"),
+        "steps": state.get("global_step"),
+        "runtime": None if seconds is None else f"{seconds / 60:.1f} minutes",
+        "curve_names": names,
+        "curve": [[entry["step"], *(f"{entry[f'eval_{name}']:.4f}" for name in names)] for entry in evaluations],
+    }
+
+
+def samples(folder: Path) -> list[dict]:
+    """Captions of the images that train.py left in `examples/`."""
+    rows = read(folder / "samples.json") or []
+    images = sorted((folder / "examples").glob("*.jpg"))[:NUM_SAMPLES]
+    return [
+        {
+            "image": f"examples/{image.name}",
+            "caption": cell(entry["caption"]),
+            "reference": cell(entry["references"][0]),
+        }
+        for image, entry in zip(images, rows, strict=False)
+    ]
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    write_card(Path(args.model), None if args.evaluation is None else Path(args.evaluation), args.name)
+    print(f"card: {Path(args.model, 'README.md')}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,284 @@
+"""
+Captions a source of images with a trained captioner and measures the captions.
+
+    accelerate launch training/evaluate_captions.py --model outputs/quickstart --data shapes:rows=200,seed=1 \
+        --output_dir outputs/quickstart/evaluation
+    accelerate launch --multi_gpu --num_processes 2 training/evaluate_captions.py --model outputs/flickr8k \
+        --data flickr8k/validation.parquet --num_beams 5 --clip_folder clip --output_dir outputs/flickr8k/evaluation
+
+Several processes on CPUs are started with `torchrun --nproc_per_node 2` in place of `accelerate launch`.
+
+Writes `captions.json` in the COCO results format and `metrics.json`: all metrics, their 95 % bootstrap intervals over
+images, checks for a collapsed model, and what makes the numbers comparable. Interrupted, the same command goes on with
+the images that have no caption yet; finished, it measures the captions that are there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoModelForImageTextToText, HfArgumentParser
+
+from .. import CaptionerProcessor
+from ..data import load_captions
+from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
+from ..models.tokenization_captioner import decode_captions
+from . import run
+
+
+@dataclass
+class Arguments:
+    """What to caption, how, and what to measure."""
+
+    model: str = field(metadata={"help": "folder of a trained captioner with its processor"})
+    data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=200,seed=1"})
+    output_dir: str = field(metadata={"help": "folder for captions.json and metrics.json"})
+    split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
+    image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
+    caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
+    id_column: str | None = field(
+        default=None, metadata={"help": "integer ids for captions.json: image_id if there is one, else row numbers"}
+    )
+    num_beams: int | None = field(default=None, metadata={"help": "beams, by default the model's own"})
+    length_penalty: float | None = field(default=None, metadata={"help": "of beam search, by default the model's own"})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "longest caption, by default the model's own"})
+    batch_size: int = field(default=32, metadata={"help": "images at a time in each process"})
+    num_workers: int = field(default=0, metadata={"help": "processes that prepare images, for each captioning one"})
+    metrics: list[str] = field(default_factory=lambda: list(ALL_METRICS), metadata={"help": "all by default"})
+    per_image: bool = field(default=False, metadata={"help": "write the scores of each image as well"})
+    document_frequency: str | None = field(
+        default=None,
+        metadata={"help": "file that DocumentFrequency.save wrote; CIDEr counts the references by default"},
+    )
+    clip_folder: str | None = field(default=None, metadata={"help": "folder of a CLIP model, for clip_score"})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}")
+        unknown = [name for name in self.metrics if name not in ALL_METRICS]
+        if unknown:
+            raise ValueError(f"`metrics` must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    # unless told that there is nothing but CPUs, accelerate takes several processes for one
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    folder = Path(args.output_dir)
+    frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
+
+    with state.main_process_first():
+        dataset = load_captions(args.data, args.split, args.image_column, args.caption_columns, check_images=False)
+    ids = image_ids(dataset, args.id_column)
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).to(state.device).eval()
+    processor = CaptionerProcessor.from_pretrained(args.model)
+    options = {name: getattr(args, name) for name in ("num_beams", "length_penalty", "max_new_tokens")}
+    model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
+
+    setting = describe(args, dataset, ids, model)
+    captions = earlier_captions(folder, setting)
+    state.wait_for_everyone()  # all have read what is there before any adds to it
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "setting.json", setting)
+    state.wait_for_everyone()
+    missing = [row for row in range(len(dataset)) if row not in captions]
+    mine = missing[state.process_index :: state.num_processes]
+    write_captions(model, processor, dataset, mine, args, folder / "progress", state)
+    state.wait_for_everyone()
+
+    if state.is_main_process:
+        captions = earlier_captions(folder, setting)
+        texts = [captions[row] for row in range(len(dataset))]
+        results = [{"image_id": number, "caption": text} for number, text in zip(ids, texts, strict=True)]
+        write_json(folder / "captions.json", results)
+        shutil.rmtree(folder / "progress", ignore_errors=True)
+        report = measure(args, texts, dataset, ids, frequency) | {"setting": setting, "processes": state.num_processes}
+        write_json(folder / "metrics.json", report)
+        show(report)
+        print(f"\ncaptions and metrics: {folder}")
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def image_ids(dataset: Dataset, column: str | None) -> list[int]:
+    """One integer for each image, as the COCO results format has it."""
+    if column is None:
+        column = "image_id" if "image_id" in dataset.column_names else None
+    elif column not in dataset.column_names:
+        raise ValueError(f"`id_column` must be one of {', '.join(dataset.column_names)}, got {column!r}")
+    ids = list(range(len(dataset))) if column is None else dataset[column][:]
+    for row, number in enumerate(ids):
+        if type(number) is not int:
+            raise ValueError(f"`{column}[{row}]` must be an integer, got {number!r}")
+    if len(set(ids)) < len(ids):
+        twice = next(number for number in ids if ids.count(number) > 1)
+        raise ValueError(f"`{column}` must be another for every image, got {twice} twice")
+    return ids
+
+
+def describe(args: Arguments, dataset: Dataset, ids: list[int], model) -> dict:
+    """What the captions depend on, and what else makes metrics comparable."""
+    references = dataset["captions"][:]
+    generation = model.generation_config
+    weights = sorted(Path(args.model).glob("*.safetensors"))
+    return {
+        "model": args.model,
+        "model_type": model.config.model_type,
+        "weights_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        "data": args.data,
+        "split": args.split,
+        "num_images": len(references),
+        "num_references": sum(map(len, references)),
+        "references_sha256": hashlib.sha256(json.dumps([ids, references]).encode()).hexdigest(),
+        "num_beams": generation.num_beams or 1,
+        "length_penalty": 1.0 if generation.length_penalty is None else generation.length_penalty,
+        "max_new_tokens": generation.max_new_tokens,
+        "do_sample": bool(generation.do_sample),
+        "suppress_tokens": generation.suppress_tokens,
+    }
+
+
+def earlier_captions(folder: Path, setting: dict) -> dict[int, str]:
+    """Captions by row that earlier runs with the same setting wrote, finished or interrupted."""
+    if not (folder / "setting.json").exists():
+        return {}
+    before = json.loads((folder / "setting.json").read_text("utf-8"))
+    if before != json.loads(json.dumps(setting)):
+        name = next(name for name in {**before, **setting} if before.get(name) != setting.get(name))
+        raise ValueError(
+            f"`output_dir` must be new or hold captions of the same setting, got {folder} with {name} = "
+            f"{before.get(name)!r} instead of {setting.get(name)!r}"
+        )
+    captions: dict[int, str] = {}
+    if (folder / "captions.json").exists():
+        captions = {
+            row: result["caption"]
+            for row, result in enumerate(json.loads((folder / "captions.json").read_text("utf-8")))
+        }
+    for path in sorted((folder / "progress").glob("*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                row, caption = json.loads(line)
+            except ValueError:  # the process was stopped while it wrote this line, its last
+                continue
+            captions[row] = caption
+    return captions
+
+
+@torch.inference_mode()
+def write_captions(model, processor, dataset, rows: list[int], args: Arguments, folder: Path, state) -> None:
+    """Captions `rows` of the data set; each batch is written as soon as it is there, as lines [row, caption]."""
+    if not rows:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    images = dataset.select_columns(["image"]).select(rows)
+    loader = DataLoader(
+        images,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        collate_fn=lambda batch: processor(images=[row["image"] for row in batch], return_tensors="pt"),
+    )
+    progress = tqdm(total=len(rows), desc="captioning", unit="image", disable=not state.is_local_main_process)
+    # a file of its own for each run and process: nothing is ever added to a file that may end in half a line
+    with open(folder / f"{time.time_ns()}-{state.process_index}.jsonl", "w", encoding="utf-8") as file, progress:
+        for start, inputs in zip(range(0, len(rows), args.batch_size), loader, strict=True):
+            tokens = model.generate(**inputs.to(state.device))
+            captions = decode_captions(processor.tokenizer, tokens.cpu())
+            batch = zip(rows[start : start + args.batch_size], captions, strict=True)
+            file.write("".join(json.dumps(pair) + "\n" for pair in batch))
+            file.flush()
+            progress.update(len(captions))
+
+
+def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[int], frequency) -> dict:
+    """All numbers of the report."""
+    references = dataset["captions"][:]
+    use_clip = args.clip_folder is not None and "clip_score" in args.metrics
+    scores = CaptionMetrics().compute(
+        predictions=captions,
+        references=references,
+        metrics=args.metrics,
+        intervals=True,
+        per_image=args.per_image,
+        document_frequency=frequency,
+        images=Images(dataset) if use_clip else None,
+        clip_folder=args.clip_folder,
+    )
+    report = {
+        "metrics": {name: scores[name] for name in args.metrics},
+        "intervals_95": scores["intervals"],
+        "checks": collapse_checks(captions, references),
+        "definitions": {
+            "tokens": "Stanford PTB (CoreNLP 3.4.1) without punctuation, as in the COCO caption evaluation",
+            "meteor_exact_stem": "METEOR 1.5 without synonyms and paraphrases",
+            "meteor_1.5": "METEOR 1.5, English, -norm, as in the COCO caption evaluation",
+            "cider": "document frequencies of " + (args.document_frequency or "these references"),
+            "clip_score": f"2.5 max(cos, 0), {args.clip_folder or 'not measured'}",
+            "intervals_95": "percentile bootstrap over images, 1,000 resamples, seed 0",
+        },
+        "versions": versions(),
+    }
+    if args.per_image:
+        columns = scores["per_image"]
+        report["per_image"] = [
+            {"image_id": number, "caption": caption} | {name: columns[name][row] for name in columns}
+            for row, (number, caption) in enumerate(zip(ids, captions, strict=True))
+        ]
+    return report
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("hf_captioner", "torch", "transformers", "accelerate", "numpy", "nltk", "pycocoevalcap"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class Images:
+    """The images of a data set, read when they are asked for."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, rows: slice) -> list:
+        return self.dataset[rows]["image"]
+
+
+def show(report: dict) -> None:
+    for name, value in report["metrics"].items():
+        if isinstance(value, str):
+            print(f"{name:>18}  {value}")
+        else:
+            low, high = report["intervals_95"][name]
+            print(f"{name:>18}  {value:.4f}  [{low:.4f}, {high:.4f}]")
+    for name, value in report["checks"].items():
+        print(f"{name:>18}  {value:.4f}" if isinstance(value, float) else f"{name:>18}  {value}")
+
+
+def write_json(path: Path, content) -> None:
+    """A reader finds the old file or the new one, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    run(main)

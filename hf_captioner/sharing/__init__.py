@@ -1,0 +1,1 @@
+"""Captioners on their way to others: cards."""

@@ -1,0 +1,171 @@
+"""transformers' Trainer for captioners: one image, several captions."""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import upload_folder
+from transformers import EvalPrediction, Seq2SeqTrainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..metrics import CaptionMetrics
+from ..models.tokenization_captioner import decode_captions
+
+_SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner's folder is made of
+
+
+class CaptioningTrainer(Seq2SeqTrainer):
+    """
+    A `Seq2SeqTrainer` whose batches have the image in dimension 0 and `labels` (B, k, T), as [`CaptionCollator`] makes
+    them. In evaluation it encodes each image once, for the loss and for one generated caption, and returns the batch's
+    `index` as label ids: the metric looks up the reference texts and drops images that a distributed sampler repeated.
+
+    Args:
+        vision_learning_rate: learning rate of the vision model's parameters; that of the others by default.
+        *args, **kwargs: as for `Seq2SeqTrainer`.
+
+    Raises:
+        ValueError: if `args.label_smoothing_factor` is set, which would take the labels away from the model.
+    """
+
+    def __init__(self, *args, vision_learning_rate: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in "
+                f"its configuration instead; got {self.args.label_smoothing_factor}"
+            )
+        self.vision_learning_rate = vision_learning_rate
+        self._noted: dict[str, float] = defaultdict(float)
+        self._noted_batches, self._noted_step = 0, 0
+
+    def create_accelerator_and_postprocess(self):
+        # accelerate's dispatcher of iterable data sets joins the batches of all processes, but ours differ in the
+        # length of captions and their number; so each process reads the stream and takes its share.
+        if self.args.accelerator_config.dispatch_batches is None:
+            self.args.accelerator_config.dispatch_batches = False
+        super().create_accelerator_and_postprocess()
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        first = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if first and self.vision_learning_rate is not None:
+            vision = {id(parameter) for parameter in self.model.vision_encoder.parameters()}
+            for group in list(optimizer.param_groups):
+                inside = [parameter for parameter in group["params"] if id(parameter) in vision]
+                if inside:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in vision]
+                    optimizer.add_param_group({**group, "params": inside, "lr": self.vision_learning_rate})
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads; the folder goes to the Hub.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """None: there is one in every folder that a captioner is saved to, which a draft would replace."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """
+        Pushes a checkpoint. The base class takes from it weights and configuration alone, without the code that they
+        need, and adds its own pickled arguments.
+        """
+        args, earlier = self.args, self.push_in_progress
+        busy = earlier is not None and not earlier.is_done()
+        if (
+            not self.is_world_process_zero()
+            or args.hub_strategy == HubStrategy.END
+            or (busy and not args.hub_always_push)
+        ):
+            return
+        # Copied first, for the next checkpoint may be the end of this one's folder while it is on its way.
+        for path in Path(checkpoint_folder).iterdir():
+            if path.suffix in _SHARED:
+                shutil.copy(path, args.output_dir)
+        message = f"Training in progress, step {self.state.global_step}"
+        options = dict(repo_id=self.hub_model_id, token=args.hub_token, revision=args.hub_revision, run_as_future=True)
+        jobs = [
+            upload_folder(
+                folder_path=args.output_dir, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **options
+            )
+        ]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            message += ", checkpoint"
+            jobs.append(
+                upload_folder(folder_path=checkpoint_folder, path_in_repo=place, commit_message=message, **options)
+            )
+        if busy:
+            earlier.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "index"}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.note(getattr(outputs, "log", None) or {})
+        self._noted_batches += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def note(self, values: dict[str, float | torch.Tensor]) -> None:
+        """Numbers of one batch for the next line of the log: `loss_...` add up to a step's, others are averaged."""
+        for name, value in values.items():
+            self._noted[name] = self._noted[name] + value
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in transformers; the line with the training loss has what was noted since the last one."""
+        if "loss" in logs and self._noted:
+            steps = self.state.global_step - self._noted_step
+            for name, total in self._noted.items():
+                total = self.accelerator.gather(torch.as_tensor(total, dtype=torch.float32, device=self.args.device))
+                is_term = name.startswith("loss_")
+                logs[name] = float(total.sum() / steps) if is_term else float(total.mean() / self._noted_batches)
+            self._noted.clear()
+            self._noted_batches, self._noted_step = 0, self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        """
+        Returns:
+            loss, generated ids (B, tokens) unless `prediction_loss_only`, and the batch's `index` (B,).
+        """
+        inputs = self._prepare_inputs(inputs)
+        index, labels = inputs.get("index"), inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            encoder_outputs = self.model.get_encoder()(
+                pixel_values=inputs.get("pixel_values"), image_features=inputs.get("image_features")
+            )
+            loss = None if labels is None else self.model(encoder_outputs=encoder_outputs, labels=labels).loss.detach()
+            if prediction_loss_only or not self.args.predict_with_generate:
+                return loss, None, None
+            tokens = self.model.generate(encoder_outputs=encoder_outputs, **(gen_kwargs or self._gen_kwargs))
+        return loss, tokens, index
+
+
+def caption_metrics(tokenizer, references: Sequence[Sequence[str]]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    The Trainer's `compute_metrics` for captions.
+
+    Args:
+        tokenizer: decodes what was generated.
+        references: the captions of each image; the `index` of an evaluation row points into it.
+
+    Returns:
+        a function from an `EvalPrediction`, whose `label_ids` are indices, to the scores of [`CaptionMetrics`].
+    """
+    metric = CaptionMetrics()
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        indices, first = np.unique(prediction.label_ids, return_index=True)
+        return metric.compute(
+            predictions=decode_captions(tokenizer, prediction.predictions[first]),
+            references=[references[index] for index in indices],
+        )
+
+    return compute

@@ -1,0 +1,190 @@
+"""Training by reward inside transformers' Trainer: self-critical sequence training (Rennie et al. 2017)."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from ..metrics import CaptionReward, tokenize
+from ..metrics.collapse import ends_badly
+from .captioning_trainer import CaptioningTrainer
+
+BASELINES = ("greedy", "leave_one_out")
+
+
+class SelfCriticalTrainer(CaptioningTrainer):
+    """
+    A [`CaptioningTrainer`] that samples captions and makes those more probable that are worth more than a baseline:
+    the loss is the mean over samples y of -(r(y) - b) log p(y), whose gradient is that of the expected reward without
+    bias (Williams 1992), for b does not depend on y.
+
+    Captions are drawn from the whole distribution, unknown words included, and drawn and scored without dropout, for
+    that is the captioner that is used in the end. Hard attention takes its most probable region. `row_weights` of the
+    model carries the rewards, so any captioner of this package can be trained, from images or `image_features`.
+
+    Beside the loss the log has `reward` and `reward_std` (over samples), `reward_baseline`, `caption_length` (words),
+    `bad_ending_rate` (the caption ends in a determiner, a preposition or a conjunction, or does not end), and the
+    seconds of a batch: `seconds_sampling`, `seconds_reward`, `seconds_gradient` (forward and backward).
+
+    Args:
+        references: the captions of each image; rows of `train_dataset` have their image's place here as `index`.
+        reward: called with `captions`, `references` (of each caption), `images` (the place of each one's references)
+            and `ended` (whether each one came to its end) by keyword, returns a number for each. It names what it
+            reads and takes the rest as `**kwargs`. CIDEr-D of [`CaptionReward`] by default.
+        samples_per_image: captions drawn of every image.
+        baseline: `"leave_one_out"`: the mean reward of the image's other samples; `"greedy"`: that of the caption that
+            greedy search finds.
+        *args, **kwargs: as for [`CaptioningTrainer`].
+
+    Raises:
+        ValueError: if there are no references, the baseline is unknown, or there are too few samples for it.
+    """
+
+    def __init__(
+        self,
+        *args,
+        references: Sequence[Sequence[str]],
+        reward: Callable[..., Sequence[float]] | None = None,
+        samples_per_image: int = 5,
+        baseline: str = "leave_one_out",
+        **kwargs,
+    ):
+        if references is None or not len(references):
+            raise ValueError("`references` must hold the captions of the training images, got none")
+        if baseline not in BASELINES:
+            raise ValueError(f"`baseline` must be one of {', '.join(BASELINES)}, got {baseline!r}")
+        fewest = 2 if baseline == "leave_one_out" else 1
+        if samples_per_image < fewest:
+            raise ValueError(
+                f"`samples_per_image` must be at least {fewest} for {baseline!r}, got {samples_per_image}"
+            )
+        super().__init__(*args, **kwargs)
+        self.references = references
+        self.reward = CaptionReward(references) if reward is None else reward
+        self.samples_per_image = samples_per_image
+        self.baseline = baseline
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # The loss is a mean over samples, of which a step has a known number; that of their words would depend on
+        # them, and the gradient's expectation with it.
+        count = torch.tensor(self.samples_per_image * sum(len(batch["labels"]) for batch in batch_samples))
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
+            count = self.accelerator.gather(count.to(device)).sum()
+        return count.to(device)
+
+    def training_step(self, *args, **kwargs):
+        start, before = time.perf_counter(), dict(self._noted)
+        loss = super().training_step(*args, **kwargs)
+        outside = sum(self._noted[name] - before.get(name, 0.0) for name in ("seconds_sampling", "seconds_reward"))
+        self.note({"seconds_gradient": time.perf_counter() - start - outside})
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "index" not in inputs:
+            raise ValueError("rows of `train_dataset` must have `index`, the place of their `references`, got none")
+        images = inputs["index"].repeat_interleave(self.samples_per_image).tolist()
+        if max(images) >= len(self.references):
+            raise ValueError(
+                f"`index` must be below the number of `references`, {len(self.references)}, got {max(images)}"
+            )
+        seen = {name: inputs[name] for name in ("pixel_values", "image_features") if name in inputs}
+        with without_dropout(self.model):
+            start = time.perf_counter()
+            labels, greedy = self._sample(seen)
+            sampled = time.perf_counter()
+            rewards, baseline = self._judge(labels, greedy, images)
+            self.note({"seconds_sampling": sampled - start, "seconds_reward": time.perf_counter() - sampled})
+            advantage = (rewards - baseline).to(labels.device, torch.float32)
+            inputs = {**seen, "labels": labels, "row_weights": advantage}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    @torch.no_grad()
+    def _sample(self, seen: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Labels (B, k, T) of sampled captions, and of greedy ones (B, 1, T) if they are the baseline."""
+        model = self.model
+        usual = model.generation_config
+        encoder_outputs = model.get_encoder()(**seen)
+        greedy = None
+        if self.baseline == "greedy":
+            greedy = model.generate(encoder_outputs=encoder_outputs, num_beams=1, do_sample=False)
+        # What shapes captions in use (suppressed or repeated words, temperatures) would draw from another distribution
+        # than the one that is trained, and `generate` adds to its settings what the model's own have besides.
+        model.generation_config = GenerationConfig(
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=self.samples_per_image,
+            max_new_tokens=usual.max_new_tokens,
+            eos_token_id=model.config.eos_token_id,
+            pad_token_id=model.config.pad_token_id,
+            bos_token_id=model.config.bos_token_id,
+            decoder_start_token_id=model.config.decoder_start_token_id,
+        )
+        try:
+            samples = model.generate(encoder_outputs=encoder_outputs)
+        finally:
+            model.generation_config = usual
+        return self._labels(samples, self.samples_per_image), None if greedy is None else self._labels(greedy, 1)
+
+    def _labels(self, sequences: torch.Tensor, rows: int) -> torch.Tensor:
+        """Generated ids (B * k, 1 + T) -> labels (B, k, T): no start, nothing after the end."""
+        tokens = sequences[:, 1:]
+        ends = tokens == self.model.config.eos_token_id
+        return tokens.masked_fill(ends.cumsum(1) - ends.long() > 0, -100).unflatten(0, (-1, rows))
+
+    def _judge(self, labels: torch.Tensor, greedy: torch.Tensor | None, images: list[int]):
+        """Rewards and baselines, both (B, k)."""
+        rewards = self._rewards(labels, images, log=True)
+        if greedy is None:
+            others = rewards.shape[1] - 1
+            baseline = (rewards.sum(1, keepdim=True) - rewards) / others
+        else:
+            baseline = self._rewards(greedy, images[:: self.samples_per_image]).expand_as(rewards)
+        self.note({"reward": rewards.mean(), "reward_std": rewards.std(), "reward_baseline": baseline.mean()})
+        return rewards, baseline
+
+    def _rewards(self, labels: torch.Tensor, images: list[int], log: bool = False) -> torch.Tensor:
+        """Rewards (B, k), float64, of labels (B, k, T)."""
+        rows, end = labels.flatten(0, 1).tolist(), self.model.config.eos_token_id
+        ended = [end in row for row in rows]
+        words = [[token for token in row if token not in (-100, end)] for row in rows]
+        captions = self._tokenizer.batch_decode(words)  # an unknown word stays one
+        references = [self.references[image] for image in images]
+        found = self.reward(captions=captions, references=references, images=images, ended=ended)
+        rewards = torch.as_tensor(np.asarray(found, dtype=np.float64)).flatten()
+        if len(rewards) != len(captions):
+            raise ValueError(f"`reward` must return a number for each of {len(captions)} captions, got {len(rewards)}")
+        if not rewards.isfinite().all():
+            worst = int((~rewards.isfinite()).nonzero()[0])
+            raise ValueError(f"`reward` must be finite, got {rewards[worst]} for {captions[worst]!r}")
+        if log:
+            said = tokenize(captions)
+            bad = [not end or ends_badly(text) for text, end in zip(said, ended, strict=True)]
+            self.note({"bad_ending_rate": np.mean(bad), "caption_length": np.mean([len(text) for text in said])})
+        return rewards.view(labels.shape[:2])
+
+    @property
+    def _tokenizer(self):
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+
+@contextmanager
+def without_dropout(model: nn.Module):
+    """Evaluation mode, but for RNNs, whose backward pass cuDNN has in training mode alone."""
+    training = [module for module in model.modules() if module.training]
+    dropouts = {module: module.dropout for module in model.modules() if isinstance(module, nn.RNNBase)}
+    model.eval()
+    for module in dropouts:
+        module.train()
+        module.dropout = 0.0
+    try:
+        yield
+    finally:
+        model.eval()
+        for module in training:
+            module.training = True
+        for module, dropout in dropouts.items():
+            module.dropout = dropout

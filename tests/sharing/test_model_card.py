@@ -1,0 +1,123 @@
+"""The card that training leaves: its metadata, its numbers, its code."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from testing.training import arguments
+
+from hf_captioner.commands import card as write_card
+from hf_captioner.commands import evaluate as evaluate_captions
+from hf_captioner.commands import train
+from hf_captioner.data import shapes_dataset
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("card") / "tiny"
+    train.main([*arguments(folder, hub_token="hf_secret"), "--hub_token=hf_secret"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained) -> Path:
+    folder = trained.parent / "evaluation"
+    with pytest.MonkeyPatch.context() as patch:
+        settings = ["--model", str(trained), "--data", "shapes:rows=8,seed=2", "--output_dir", str(folder)]
+        patch.setattr(sys, "argv", ["evaluate_captions.py", *settings, "--metrics", "bleu_4", "cider_d"])
+        evaluate_captions.main()
+    return folder
+
+
+def test_training_writes_it(trained):
+    card = ModelCard.load(trained / "README.md")
+    data = card.data.to_dict()
+    assert data["pipeline_tag"] == "image-to-text" and data["library_name"] == "transformers"
+    assert {"image-captioning", "rnn_captioner"} <= set(data["tags"])
+    metrics = json.loads((trained / "eval_results.json").read_text())
+    found = {result.metric_name: result for result in card.data.eval_results}
+    assert found["bleu_4"].metric_value == round(metrics["eval_bleu_4"], 4) and "exact_match" in found
+    assert found["bleu_4"].metric_type == "bleu" and found["bleu_4"].dataset_name == "shapes:rows=10,seed=1"
+    assert f"| `bleu_4` | {metrics['eval_bleu_4']:.4f} |" in card.text
+    state = json.loads((trained / "trainer_state.json").read_text())
+    curve = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    assert [entry["step"] for entry in curve][:2] == [2, 4]
+    for entry in curve:
+        assert f"| {entry['step']} | {entry['eval_loss']:.4f} | {entry['eval_bleu_4']:.4f} |" in card.text
+
+
+def test_the_command_is_the_one_that_was_given(trained):
+    text = ModelCard.load(trained / "README.md").text
+    command = re.search(r"```\n(accelerate launch training/train.py .*)\n```", text)[1]
+    assert "--max_steps 4" in command and f"--output_dir {trained}" in command
+    for path in trained.rglob("*"):
+        assert not path.is_file() or "checkpoint" in str(path) or b"hf_secret" not in path.read_bytes(), path
+
+
+def test_its_code_runs(trained, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    shapes_dataset(1, seed=1)[0]["image"].save("photo.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", ModelCard.load("tiny/README.md").text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["captioner"]("photo.jpg")[0]["generated_text"]
+
+
+def test_its_examples_are_there_and_are_what_was_said(trained):
+    text = ModelCard.load(trained / "README.md").text
+    rows = re.findall(r"\| !\[\]\((.*?)\) \| (.*?) \| (.*?) \|", text)
+    samples = json.loads((trained / "samples.json").read_text())
+    assert len(rows) == 4
+    for (image, caption, reference), sample in zip(rows, samples, strict=False):
+        assert (caption, reference) == (sample["caption"], sample["references"][0])
+        assert Image.open(trained / image).size == (80, 80)
+    assert "(attention.png)" in text and (trained / "attention.png").exists()
+
+
+def test_an_evaluation_goes_before_the_trainers_metrics(trained, evaluated):
+    card = write_card.write_card(trained, evaluated, name="user/tiny")
+    assert (trained / "README.md").read_text() == str(card)
+    report = json.loads((evaluated / "metrics.json").read_text())
+    found = {result.metric_name: result for result in ModelCard.load(trained / "README.md").data.eval_results}
+    assert set(found) == {"bleu_4", "cider_d"}
+    for name, result in found.items():
+        assert result.metric_value == round(report["metrics"][name], 4)
+        assert result.metric_args["weights_sha256"] == report["setting"]["weights_sha256"]
+        assert result.metric_args["interval_95"] == [round(end, 4) for end in report["intervals_95"][name]]
+        low, high = report["intervals_95"][name]
+        assert f"| `{name}` | {report['metrics'][name]:.4f} | {low:.4f} to {high:.4f} |" in card.text
+    assert 'model="user/tiny"' in card.text and "8 images with 40 references" in card.text
+    with pytest.raises(FileNotFoundError, match="metrics.json.*nowhere"):
+        write_card.write_card(trained, trained / "nowhere")
+    weights = (trained / "model.safetensors").read_bytes()
+    other = next(path for path in trained.glob("checkpoint-*") if (path / "model.safetensors").read_bytes() != weights)
+    with pytest.raises(ValueError, match="`evaluation` must be of the weights"):
+        write_card.write_card(other, evaluated)
+
+
+@pytest.mark.parametrize(
+    "source,expected",
+    [
+        ("nlphuji/flickr8k", ["nlphuji/flickr8k"]),
+        ("shapes:rows=3,seed=0", None),
+        ("photos/train.parquet", None),
+    ],
+)
+def test_data_sets_are_those_of_the_hub(source, expected):
+    assert write_card.hub_datasets({"train_data": source, "eval_data": source}) == expected
+
+
+def test_a_saved_model_has_a_card_and_keeps_one_that_is_there(tmp_path):
+    from testing.tiny_models import tiny_model
+
+    model = tiny_model(model_type="transformer_captioner")
+    model.save_pretrained(tmp_path / "first")
+    card = ModelCard.load(tmp_path / "first" / "README.md")
+    assert "2 encoder layers and 2 decoder layers of width 16 and 2 heads" in card.text and "resnet" in card.text
+    (tmp_path / "first" / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path / "first")
+    assert (tmp_path / "first" / "README.md").read_text() == "mine"
