@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
@@ -131,9 +130,10 @@ def train_tokenizer(
     )
 
 
-def decode_captions(tokenizer, tokens: np.ndarray | torch.Tensor) -> list[str]:
-    """Generated ids (N, T), -100 or padding at the end, -> texts without special tokens."""
-    tokens = np.where(np.asarray(tokens) < 0, tokenizer.pad_token_id, np.asarray(tokens))
+def decode_captions(tokenizer, tokens) -> list[str]:
+    """Generated ids (N, T), an array or a tensor, -100 or padding at the end, -> texts without special tokens."""
+    tokens = torch.as_tensor(tokens)
+    tokens = tokens.masked_fill(tokens < 0, tokenizer.pad_token_id)
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 

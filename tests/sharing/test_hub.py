@@ -203,7 +203,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     """Exactly these files, none of them a pickle; and the same when a process saves what it has from the Hub."""
     name = family(kind)
     code = {"configuration_captioner", f"configuration_{name}", "modeling_captioner", f"modeling_{name}"}
-    code |= {"attention", "vision_encoder", "model_card", "pipeline_captioner"}
+    code |= {"attention", "vision_encoder", "model_card", "pipeline_captioner", "tokenization_captioner"}
     code |= {"processing_captioner", "image_processing_captioner"}
     code |= {"recurrent_cache"} if name == "rnn_captioner" else set()
     data = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "README.md"}
@@ -222,7 +222,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     assert f'model="user/{kind}"' in card.text
 
 
-ALLOWED = {"torch", "transformers", "huggingface_hub"} | (
+ALLOWED = {"torch", "tokenizers", "transformers", "huggingface_hub"} | (
     sys.stdlib_module_names
     - {"asyncio", "ftplib", "http", "multiprocessing", "pickle", "smtplib", "socket", "ssl", "subprocess", "urllib"}
 )
