@@ -23,21 +23,23 @@ def rows_per_image(num_rows: int, num_images: int) -> int:
 
 class RegionProjection(nn.Module):
     """
-    The image's side of an alignment: keys and values of all regions, made once per image.
+    Keys and values of all regions, made once per image.
 
     Args:
         region_size: channels of a region (D).
-        attention_size: width of all heads' keys together (A).
+        key_size: width of all heads' keys together (A).
         num_heads: number of heads.
         project_values: whether values are projected as well; else the regions themselves are averaged.
         bias: whether the projections have one.
     """
 
-    def __init__(self, region_size: int, attention_size: int, num_heads: int, project_values: bool, bias: bool = True):
+    def __init__(
+        self, region_size: int, key_size: int, num_heads: int = 1, project_values: bool = False, bias: bool = True
+    ):
         super().__init__()
         self.num_heads = num_heads
-        self.key = nn.Linear(region_size, attention_size, bias=bias)
-        self.value = nn.Linear(region_size, attention_size, bias=bias) if project_values else None
+        self.key = nn.Linear(region_size, key_size, bias=bias)
+        self.value = nn.Linear(region_size, key_size, bias=bias) if project_values else None
 
     def _split_heads(self, tensor):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, A / heads)
@@ -54,31 +56,68 @@ class RegionProjection(nn.Module):
         return keys, regions[:, None] if self.value is None else self._split_heads(self.value(regions))
 
 
-class AdditiveAlignment(nn.Module):
+class Alignment(nn.Module):
     """
-    e = v · tanh(W_k a + W_q h + b): Bahdanau et al. 2015, appendix A.1.2; Xu et al. 2015, equation 4.
+    How well the decoder's state and a region go together: the base of all alignments, each of which is one class.
 
-    The keys hold W_k a + b. Adding a constant to v · tanh(...) would not change the weights, so v has no bias.
+    An alignment has two sides. What depends on the image alone, its keys and values, is made once per image by the
+    module that `region_projection` returns, which the encoder holds. What depends on a row's state is in the instance,
+    which the decoder holds and asks for scores. A new alignment is a subclass with `__init__`, `forward` and, where
+    the defaults do not fit, the rest; its name goes into `ATTENTIONS` of the RNN captioner's configuration.
 
     Args:
-        query_size: width of the state (H).
-        attention_size: width of the hidden layer (A).
+        config: the captioner's configuration.
+
+    Attributes:
+        fields: the configuration's fields that it reads, of those that only alignments read (`attention_size`,
+            `num_attention_heads`). The configuration refuses the others, which would have no effect.
+        title: its name in a card's text.
     """
 
-    def __init__(self, query_size: int, attention_size: int):
-        super().__init__()
-        self.query = nn.Linear(query_size, attention_size, bias=False)
-        self.score = nn.Linear(attention_size, 1, bias=False)
+    fields: tuple[str, ...] = ("attention_size",)
+    title: str
+
+    @classmethod
+    def region_projection(cls, config, region_size: int) -> nn.Module:
+        """
+        The image's side: a module from regions (B, L, D) to keys (B, heads, L, a) and values (B, heads, L, d). By
+        default one head, with the regions themselves as values.
+        """
+        return RegionProjection(region_size, config.attention_size)
+
+    @classmethod
+    def context_size(cls, config, region_size: int) -> int:
+        """Width of the context, all heads' values side by side."""
+        return region_size
 
     def forward(self, state: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            state: (N, H).
-            keys: (B, 1, L, A).
+            state: of N = B * k rows, (N, H).
+            keys: of B images, (B, heads, L, a).
 
         Returns:
-            scores (B, 1, k, L).
+            scores (B, heads, k, L).
         """
+        raise NotImplementedError
+
+
+class AdditiveAlignment(Alignment):
+    """
+    e = v · tanh(W_k a + W_q h + b): Bahdanau et al. 2015, appendix A.1.2; Xu et al. 2015, equation 4.
+
+    The keys hold W_k a + b. Adding a constant to v · tanh(...) would not change the weights, so v has no bias.
+    """
+
+    title = "additive"
+
+    def __init__(self, config):
+        super().__init__()
+        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
+        self.score = nn.Linear(config.attention_size, 1, bias=False)
+
+    def forward(self, state: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """As [`Alignment.forward`], with keys (B, 1, L, A)."""
         keys = keys[:, 0]
         query = self.query(state).unflatten(0, (keys.shape[0], -1))  # (B, k, A)
         if torch.is_grad_enabled():
@@ -90,37 +129,88 @@ class AdditiveAlignment(nn.Module):
         return scores[:, None]
 
 
-class DotProductAlignment(nn.Module):
+class BilinearAlignment(Alignment):
     """
-    e = (W_q h) · (W_k a) in each head, over sqrt(d) if scaled: Luong et al. 2015, section 3.1 ("general");
-    Vaswani et al. 2017, equation 1.
-
-    Args:
-        query_size: width of the state (H).
-        attention_size: width of all heads' queries together (A).
-        num_heads: number of heads.
-        scaled: whether scores are divided by the square root of a head's width.
+    e = h · W a: Luong et al. 2015, section 3.1, where it is called "general". The state itself is the query, so keys
+    have its width, and W has no bias: it would add the same to the scores of all regions.
     """
 
-    def __init__(self, query_size: int, attention_size: int, num_heads: int = 1, scaled: bool = True):
+    fields = ()
+    title = "general (bilinear)"
+
+    def __init__(self, config):
         super().__init__()
-        self.num_heads = num_heads
-        self.scale = (attention_size // num_heads) ** -0.5 if scaled else 1.0
-        self.query = nn.Linear(query_size, attention_size)
-        # Scores that no division keeps small would begin where softmax is flat: there the weights carry the scale.
-        self.query.init_gain = 1.0 if scaled else (attention_size // num_heads) ** -0.5
+
+    @classmethod
+    def region_projection(cls, config, region_size: int) -> RegionProjection:
+        """Keys W a (B, 1, L, H), the regions as values."""
+        projection = RegionProjection(region_size, config.hidden_size, bias=False)
+        # Nothing divides the scores, and softmax must not begin where it is flat: W carries the scale.
+        projection.key.init_gain = config.hidden_size**-0.5
+        return projection
 
     def forward(self, state: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            state: (N, H).
-            keys: (B, heads, L, A / heads).
+        """As [`Alignment.forward`], with keys (B, 1, L, H)."""
+        query = state.unflatten(0, (keys.shape[0], -1))[:, None]  # (B, 1, k, H)
+        return query @ keys.transpose(-1, -2)
 
-        Returns:
-            scores (B, heads, k, L).
-        """
+
+class DotProductAlignment(Alignment):
+    """
+    e = (W_q h) · (W_k a), the dot product of Luong et al. 2015, section 3.1, between projections, which give state and
+    region the same width; as in Vaswani et al. 2017 both are learned.
+    """
+
+    title = "dot-product"
+    is_scaled = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = self.count_heads(config)
+        self.query = nn.Linear(config.hidden_size, config.attention_size)
+        inverse_root = (config.attention_size // self.num_heads) ** -0.5
+        self.scale = inverse_root if self.is_scaled else 1.0
+        # Scores that nothing divides would begin where softmax is flat: there the weights carry the scale.
+        self.query.init_gain = 1.0 if self.is_scaled else inverse_root
+
+    @classmethod
+    def count_heads(cls, config) -> int:
+        return 1
+
+    def forward(self, state: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """As [`Alignment.forward`], with keys (B, heads, L, A / heads)."""
         query = self.query(state).view(keys.shape[0], -1, self.num_heads, keys.shape[-1]).transpose(1, 2)
         return self.scale * query @ keys.transpose(-1, -2)
+
+
+class ScaledDotProductAlignment(DotProductAlignment):
+    """e = (W_q h) · (W_k a) / sqrt(A): Vaswani et al. 2017, equation 1."""
+
+    title = "scaled dot-product"
+    is_scaled = True
+
+
+class MultiHeadAlignment(ScaledDotProductAlignment):
+    """
+    Scaled dot products in several heads, each with values of its own: Vaswani et al. 2017, section 3.2.2. Their output
+    projection would be followed by another linear map, so there is none.
+    """
+
+    fields = ("attention_size", "num_attention_heads")
+    title = "multi-head"
+
+    @classmethod
+    def count_heads(cls, config) -> int:
+        return config.num_attention_heads
+
+    @classmethod
+    def region_projection(cls, config, region_size: int) -> RegionProjection:
+        """Keys and values (B, heads, L, A / heads)."""
+        return RegionProjection(region_size, config.attention_size, config.num_attention_heads, project_values=True)
+
+    @classmethod
+    def context_size(cls, config, region_size: int) -> int:
+        return config.attention_size
 
 
 def sinusoidal_positions(positions: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-# Names that transformers itself hands to a configuration beside its fields.
+# Keyword arguments that transformers passes to a configuration although they are not fields of it.
 _COMMON_KWARGS = {
     "attn_implementation",
     "auto_map",
@@ -29,14 +29,14 @@ class CaptionerConfig(PreTrainedConfig):
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of any vision model that transformers has; a `dict` needs its `model_type`. A dual model's
-            configuration (CLIP, SigLIP) stands for its vision tower. Defaults to `ResNetConfig()`.
+            Configuration of any vision model that transformers has; a `dict` needs its `model_type`. That of a
+            two-tower model (CLIP, SigLIP) is replaced by that of its vision tower. Defaults to `ResNetConfig()`.
         vocab_size (`int`, defaults to 10000): Number of tokens.
         hidden_size (`int`, defaults to 512): Width of the decoder and of the word embeddings.
         dropout (`float`, defaults to 0.1): Probability of dropping a unit.
         label_smoothing (`float`, defaults to 0.0):
-            Mass taken from the true token and spread over the vocabulary in the training loss (Szegedy et al. 2016).
-        initializer_range (`float`, defaults to 0.02): Deviation of the normal that initialises linear layers.
+            Probability mass moved from the correct token to the whole vocabulary, uniformly, in the training loss
+            (Szegedy et al. 2016).
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule.
@@ -51,7 +51,6 @@ class CaptionerConfig(PreTrainedConfig):
     hidden_size: int = 512
     dropout: float | int = 0.1
     label_smoothing: float | int = 0.0
-    initializer_range: float = 0.02
     is_encoder_decoder: bool = True
     use_cache: bool = True
     tie_word_embeddings: bool = False
@@ -61,12 +60,13 @@ class CaptionerConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 2
 
     def __post_init__(self, **kwargs):
-        # Where this package is installed, its pipeline is registered by name and the folder's code is not needed.
+        # `custom_pipelines` tells transformers to load the pipeline's code from the checkpoint's folder. Where this
+        # package is installed, the pipeline is registered already, so the entry is dropped.
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             kwargs.pop("custom_pipelines", None)
-        # A configuration read from a file may carry what another version of transformers wrote; one written by hand
-        # may not, or a misspelt field would silently keep its default.
-        if self.transformers_version is None:
+        # Unknown names are refused only in configurations that a person writes, where they are usually misspelt
+        # fields. A configuration read from a file may have fields that another version wrote.
+        if not self.comes_from_file:
             self._refuse_unknown(kwargs)
         if self.vision_config is None:
             self.vision_config = CONFIG_MAPPING["resnet"]()
@@ -78,11 +78,22 @@ class CaptionerConfig(PreTrainedConfig):
                     f"`vision_config` must name a transformers vision model in its `model_type`, got {model_type!r}"
                 )
             self.vision_config = CONFIG_MAPPING[model_type](**settings)
-        if getattr(self.vision_config, "vision_config", None) is not None:  # a dual model: CLIP, SigLIP
+        if getattr(self.vision_config, "vision_config", None) is not None:  # a two-tower model: CLIP, SigLIP
             self.vision_config = self.vision_config.vision_config
-        # One type for the whole captioner: a vision folder saved in half precision must not build half a model in it.
+        # The whole captioner has one dtype: without this, a vision model that was saved in half precision would be
+        # built in half precision inside a single-precision captioner.
         self.vision_config.dtype = None
         super().__post_init__(**kwargs)
+
+    @property
+    def comes_from_file(self) -> bool:
+        """Whether this configuration was saved before: then it says which version of transformers wrote it."""
+        return self.transformers_version is not None
+
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder looks at single regions, so that there are attention maps."""
+        raise NotImplementedError
 
     def _refuse_unknown(self, kwargs):
         known = _COMMON_KWARGS | set(GenerationConfig().to_dict())
@@ -106,7 +117,7 @@ class CaptionerConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
 
     def validate_special_token_ids(self):
-        """The special tokens lie in the vocabulary, and padding is not mistaken for the end."""
+        """Special token ids are in [0, vocab_size), and `pad_token_id` is not an EOS id."""
         eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
         ids = {
             "pad_token_id": [self.pad_token_id],

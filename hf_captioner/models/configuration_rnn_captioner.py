@@ -2,9 +2,27 @@
 
 from huggingface_hub.dataclasses import strict
 
+from .attention import (
+    AdditiveAlignment,
+    Alignment,
+    BilinearAlignment,
+    DotProductAlignment,
+    MultiHeadAlignment,
+    ScaledDotProductAlignment,
+)
 from .configuration_captioner import CaptionerConfig
 
-ATTENTIONS = ("none", "additive", "dot", "scaled_dot", "multi_head")
+# The alignment that each name of `attention` stands for.
+ATTENTIONS: dict[str, type[Alignment] | None] = {
+    "none": None,
+    "additive": AdditiveAlignment,
+    "dot": DotProductAlignment,
+    "general": BilinearAlignment,
+    "scaled_dot": ScaledDotProductAlignment,
+    "multi_head": MultiHeadAlignment,
+}
+_ALIGNMENT_FIELDS = ("attention_size", "num_attention_heads")  # read by some alignments and by nothing else
+_DEFAULT_HEADS = 8
 ATTENTION_SAMPLINGS = ("soft", "hard")
 CELLS = ("lstm", "gru")
 
@@ -17,35 +35,41 @@ class RnnCaptionerConfig(CaptionerConfig):
 
     Args:
         attention (`str`, defaults to `"additive"`):
-            How the decoder looks at the image. `"none"`: one pooled context vector an image, shown to the RNN before
-            the first word (Show and Tell, Vinyals et al. 2015). The others make one context vector a word, from
-            alignment scores between the RNN's state h and a region a: `"additive"` v·tanh(W_k a + W_q h + b)
-            (Bahdanau et al. 2015), `"dot"` (W_q h)·(W_k a) (Luong et al. 2015), `"scaled_dot"` the same over
-            sqrt(d), `"multi_head"` the same in several heads with projected values (Vaswani et al. 2017).
+            How the decoder looks at the image. `"none"`: one context vector per image, the pooled features, which the
+            RNN reads before the first word (Show and Tell, Vinyals et al. 2015). All others compute one context vector
+            per word, from alignment scores between the RNN's state h and each region a: `"additive"`
+            v·tanh(W_k a + W_q h + b) (Bahdanau et al. 2015); `"dot"` (W_q h)·(W_k a) and `"general"` h·(W a) (Luong
+            et al. 2015); `"scaled_dot"` (W_q h)·(W_k a) / sqrt(d), d the width of a head, and `"multi_head"` the same
+            in several heads with projected values (Vaswani et al. 2017).
         attention_sampling (`str`, defaults to `"soft"`):
-            `"soft"`: the context is the expectation over regions. `"hard"`: it is one region (of each head), drawn
-            from the attention's distribution in training and the most probable one otherwise; trained by the
-            variational lower bound of Xu et al. 2015, section 4.1, with the four fields below.
-        attention_size (`int`, *optional*): Width of keys and queries. Defaults to `hidden_size`.
-        num_attention_heads (`int`, defaults to 8): Heads of `"multi_head"`; they must divide `attention_size`.
-        context_mlp (`bool`, defaults to `False`): The attended features pass an MLP before they enter the RNN.
+            `"soft"`: the context vector is the weighted average of all regions. `"hard"`: it is a single region (one
+            per head), sampled from the attention distribution in training and the most probable region in evaluation;
+            trained by the variational lower bound of Xu et al. 2015, section 4.1, with the last four fields below.
+        attention_size (`int`, *optional*):
+            Width of keys and queries, by default `hidden_size`. `"general"` has none: its keys have the state's width.
+        num_attention_heads (`int`, *optional*):
+            Heads of `"multi_head"`, by default 8; they must divide `attention_size`. The others have one.
+        context_mlp (`bool`, defaults to `False`): Whether the context vector goes through an MLP before the RNN.
         cell (`str`, defaults to `"lstm"`): `"lstm"` or `"gru"`.
         num_layers (`int`, defaults to 1):
-            RNN layers. The first one attends; as in GNMT (Wu et al. 2016), those above do not wait for it step by
-            step and run over the whole caption at once.
+            RNN layers. Only the first uses attention. As in GNMT (Wu et al. 2016) the layers above it do not feed back
+            into the attention, so in training they process the whole caption in one call.
         doubly_stochastic_lambda (`float`, defaults to 1.0):
-            Weight of the penalty (1 - sum over time of alpha)^2, summed over the regions of a caption
-            (Xu et al. 2015, equation 14). Its gradient spreads the attention; 0 switches it off. With hard attention
-            alpha are the probabilities.
+            Weight of the penalty (1 - sum over time of alpha)^2, summed over the regions of a caption (Xu et al. 2015,
+            equation 14). It encourages the model to look at every region over the course of a caption; 0 switches it
+            off. With hard attention, alpha is the attention distribution, not the one-hot weights.
         reinforce_lambda (`float`, defaults to 1.0):
-            Hard attention: weight lambda_r of the score function's term (Xu et al. 2015, section 4.1). The paper
-            chose it by validation; this and the next are the defaults of its authors' code.
+            Hard attention: weight lambda_r of the REINFORCE (score function) term (Xu et al. 2015, section 4.1). The
+            paper tunes it on validation data; the defaults of this field and of `entropy_lambda` are those of the
+            authors' code.
         entropy_lambda (`float`, defaults to 0.002):
-            Hard attention: weight lambda_e of the entropy of the attention, which is rewarded.
+            Hard attention: weight lambda_e of the bonus for the entropy of the attention distribution.
         baseline_decay (`float`, defaults to 0.9):
-            Hard attention: what a batch leaves of the baselines, moving averages of every word's log-likelihood.
+            Hard attention: decay of the exponential moving averages that serve as baselines, one per word of the
+            vocabulary: new = decay * old + (1 - decay) * the batch's mean log-likelihood of the word.
         expected_context_probability (`float`, defaults to 0.5):
-            Hard attention: share of captions that are trained with the expected context, as if attention were soft.
+            Hard attention: probability with which a caption is trained on the expected context, that is with soft
+            attention, instead of a sampled region.
     """
 
     model_type = "rnn_captioner"
@@ -54,7 +78,7 @@ class RnnCaptionerConfig(CaptionerConfig):
     attention: str = "additive"
     attention_sampling: str = "soft"
     attention_size: int | None = None
-    num_attention_heads: int = 8
+    num_attention_heads: int | None = None
     context_mlp: bool = False
     cell: str = "lstm"
     num_layers: int = 1
@@ -66,12 +90,27 @@ class RnnCaptionerConfig(CaptionerConfig):
     expected_context_probability: float | int = 0.5
 
     def __post_init__(self, **kwargs):
-        if self.attention_size is None:
-            self.attention_size = self.hidden_size
         super().__post_init__(**kwargs)
+        used = self.alignment.fields if self.attends else ()
+        defaults = {"attention_size": self.hidden_size, "num_attention_heads": _DEFAULT_HEADS}
+        for name, default in defaults.items():
+            if name in used and getattr(self, name) is None:
+                setattr(self, name, default)
+            elif name not in used and self.comes_from_file:
+                # Earlier versions wrote every field, whether or not it had an effect.
+                setattr(self, name, None)
+
+    @property
+    def alignment(self) -> type[Alignment] | None:
+        """The class of the alignment, `None` without attention."""
+        return ATTENTIONS.get(self.attention)
+
+    @property
+    def attends(self) -> bool:
+        return self.alignment is not None
 
     def validate_choices(self):
-        """Names are among the known ones."""
+        """Every named choice is a known one."""
         for name, choices in (
             ("attention", ATTENTIONS),
             ("attention_sampling", ATTENTION_SAMPLINGS),
@@ -80,14 +119,26 @@ class RnnCaptionerConfig(CaptionerConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.attention == "none" and self.attention_sampling == "hard":
-            raise ValueError('`attention_sampling` must be "soft" with `attention="none"`, which chooses no region')
+            raise ValueError(
+                '`attention_sampling` must be "soft" when `attention` is "none", which chooses no region, got "hard"'
+            )
+
+    def validate_ignored_fields(self):
+        """No field is set that the attention does not read."""
+        used = self.alignment.fields if self.attends else ()
+        ignored = {name: getattr(self, name) for name in _ALIGNMENT_FIELDS if name not in used}
+        if self.context_mlp and not self.attends:
+            ignored["context_mlp"] = self.context_mlp
+        for name, value in ignored.items():
+            if value is not None:
+                raise ValueError(f"`{name}` must be left out: attention={self.attention!r} ignores it, got {value!r}")
 
     def validate_rnn_sizes(self):
         """Layers, widths and heads fit together."""
         for name in ("num_layers", "num_attention_heads", "attention_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.attention == "multi_head" and self.attention_size % self.num_attention_heads:
+        if self.num_attention_heads is not None and self.attention_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `attention_size` ({self.attention_size}), "
                 f"got {self.num_attention_heads}"

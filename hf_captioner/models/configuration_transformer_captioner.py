@@ -19,20 +19,24 @@ class TransformerCaptionerConfig(CaptionerConfig):
 
     Args:
         encoder_layers (`int`, defaults to 6):
-            Self-attention layers over the regions, which get two-dimensional sinusoidal positions first. With 0 the
-            vision model's own regions go straight to the decoder's keys and values, without added positions.
+            Number of self-attention layers over the regions, to which two-dimensional sinusoidal positions are added
+            first. With 0, the decoder's keys and values are computed from the vision model's regions directly, and no
+            positions are added.
         decoder_layers (`int`, defaults to 6): Layers over the words, each of which attends to the regions.
-        num_attention_heads (`int`, defaults to 8): Heads of every attention; they must divide `hidden_size`.
+        num_attention_heads (`int`, defaults to 8):
+            Number of heads in every attention layer; they must divide `hidden_size`.
         intermediate_size (`int`, defaults to 2048): Width of the feed-forward sublayers.
         norm (`str`, defaults to `"post"`):
-            Where layers are normalised: `"post"`, after each residual sum, as in the paper, or `"pre"`, before each
-            sublayer and once at the end (Xiong et al. 2020), which trains without warmup.
+            Where layer normalisation is applied: `"post"`, after each residual connection, as in the paper; `"pre"`,
+            before each sublayer and once after the last layer (Xiong et al. 2020), which can be trained without
+            warmup.
         position_embedding_type (`str`, defaults to `"sinusoidal"`):
-            Positions of the words. `"sinusoidal"` ones are fixed and continue beyond the longest caption in training;
-            `"learned"` ones end at `max_position_embeddings`.
+            Positions of the words. `"sinusoidal"`: fixed, also defined for captions longer than those in training;
+            `"learned"`: trained, `max_position_embeddings` of them.
         max_position_embeddings (`int`, *optional*):
             Number of learned positions, by default 128; sinusoidal ones have no limit.
-        activation (`str`, defaults to `"relu"`): Function inside the feed-forward sublayers, of `ACT2FN`.
+        activation (`str`, defaults to `"relu"`):
+            Activation function of the feed-forward sublayers, a key of `transformers.activations.ACT2FN`.
     """
 
     model_type = "transformer_captioner"
@@ -53,8 +57,12 @@ class TransformerCaptionerConfig(CaptionerConfig):
             self.max_position_embeddings = _DEFAULT_LEARNED_POSITIONS
         super().__post_init__(**kwargs)
 
+    @property
+    def attends(self) -> bool:
+        return True
+
     def validate_choices(self):
-        """Names are among the known ones."""
+        """Every named choice is a known one."""
         for name, choices in (
             ("norm", NORMS),
             ("position_embedding_type", POSITION_EMBEDDING_TYPES),
@@ -64,7 +72,10 @@ class TransformerCaptionerConfig(CaptionerConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
     def validate_transformer_sizes(self):
-        """Layers, widths and heads fit together, and so do the halves and quarters that sinusoidal positions need."""
+        """
+        Sizes are positive, heads divide the width, and the width is even for sinusoidal positions and a multiple of 4
+        for two-dimensional ones.
+        """
         for name in ("decoder_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")

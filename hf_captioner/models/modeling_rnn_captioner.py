@@ -7,18 +7,13 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
-from transformers.utils.generic import can_return_tuple
-
-from .attention import (
-    AdditiveAlignment,
-    DotProductAlignment,
-    RegionProjection,
-    hard_selection,
-    rows_per_image,
-    soft_selection,
-    weighted_context,
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqModelOutput,
 )
+
+from .attention import hard_selection, rows_per_image, soft_selection, weighted_context
 from .configuration_rnn_captioner import RnnCaptionerConfig
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .recurrent_cache import RecurrentCache
@@ -31,16 +26,18 @@ _NUM_STATES = {"lstm": 2, "gru": 1}
 @dataclass
 class RnnCaptionerEncoderOutput(BaseModelOutput):
     """
-    All that depends on the image alone; nothing of it is repeated for an image's rows.
+    Everything that is computed from the image alone, once per image; it is not repeated for the image's rows.
 
     Args:
         last_hidden_state: the vision model's regions (B, L, D).
-        projected_keys: (B, heads, L, A / heads), with attention.
-        projected_values: (B, heads, L, d), with attention.
-        initial_state: (B, num_layers, states, H), with attention; states is 2 for an LSTM, 1 for a GRU.
+        grid: rows and columns (h, w) of the regions, L = h * w; `None` for features without a grid.
+        projected_keys: (B, heads, L, A / heads); `None` without attention.
+        projected_values: (B, heads, L, d); `None` without attention.
+        initial_state: (B, num_layers, states, H); states is 2 for an LSTM, 1 for a GRU; `None` without attention.
         context: (B, H), without attention.
     """
 
+    grid: tuple[int, int] | None = None
     projected_keys: torch.FloatTensor | None = None
     projected_values: torch.FloatTensor | None = None
     initial_state: torch.FloatTensor | None = None
@@ -48,13 +45,24 @@ class RnnCaptionerEncoderOutput(BaseModelOutput):
 
 
 @dataclass
+class RnnCaptionerDecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """
+    Args:
+        attention_log_probs, expects_context: see [`RnnCaptionerModelOutput`].
+    """
+
+    attention_log_probs: torch.FloatTensor | None = None
+    expects_context: torch.BoolTensor | None = None
+
+
+@dataclass
 class RnnCaptionerModelOutput(Seq2SeqModelOutput):
     """
     Args:
-        attention_log_probs: of hard attention in training, (N, heads, T, L): log-probability of each region, of which
-            `cross_attentions` shows the one that was drawn; rows that were shown the expected context have the
-            probabilities themselves there.
-        expects_context: which rows these are, (N,).
+        attention_log_probs: for hard attention, (N, heads, T, L): log-probability of every region. `cross_attentions`
+            then holds the one-hot weights of the chosen region or, for rows trained on the expected context, the
+            probabilities.
+        expects_context: (N,), for hard attention in training, true for rows trained on the expected context.
     """
 
     attention_log_probs: torch.FloatTensor | None = None
@@ -64,8 +72,9 @@ class RnnCaptionerModelOutput(Seq2SeqModelOutput):
 class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
     config: RnnCaptionerConfig
     config_class = RnnCaptionerConfig
-    _is_stateful = True  # a state cannot be rewound, as assisted decoding would
-    _supports_sdpa = True  # the vision model's attention; the RNN has its own
+    supports_gradient_checkpointing = True
+    _is_stateful = True  # tells transformers that the state cannot be rewound, which assisted decoding would need
+    _supports_sdpa = True  # refers to the vision model; the RNN's attention is always computed in the same way
     _supports_flash_attn = True
     _supports_attention_backend = True
 
@@ -88,7 +97,7 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
 
 
 class RnnCaptionerEncoder(nn.Module):
-    """The image's side: regions, their keys and values, the decoder's first state."""
+    """Computed once per image: the regions, their keys and values, and the decoder's initial state."""
 
     main_input_name = "pixel_values"
 
@@ -97,19 +106,17 @@ class RnnCaptionerEncoder(nn.Module):
         self.config = config
         self.vision_encoder = VisionEncoder(config.vision_config)
         width, hidden = self.vision_encoder.width, config.hidden_size
-        if config.attention == "none":
-            self.pooled_mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
-        else:
-            multi_head = config.attention == "multi_head"
-            self.region_projection = RegionProjection(
-                width, config.attention_size, config.num_attention_heads if multi_head else 1, multi_head
-            )
+        if config.attends:
+            self.region_projection = config.alignment.region_projection(config, width)
             self.initial_state = nn.Linear(width, config.num_layers * _NUM_STATES[config.cell] * hidden)
+        else:
+            self.pooled_mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
 
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
+        grid: tuple[int, int] | torch.LongTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -118,53 +125,45 @@ class RnnCaptionerEncoder(nn.Module):
         Args:
             pixel_values: (B, C, H, W).
             image_features: (B, L, D), the vision model's regions, in place of `pixel_values`.
-            output_attentions, output_hidden_states: handed over by `generate()`; the regions are all there is.
+            grid: of `image_features`, (h, w) or (B, 2), if it is known.
+            output_attentions, output_hidden_states: accepted because all encoders are; this one has neither.
 
         Raises:
-            ValueError: if not exactly one of them is given, or the features have another width.
+            ValueError: if not exactly one of `pixel_values` and `image_features` is given, the features have the wrong
+                width, or the grid does not fit them.
         """
-        regions, _ = self.vision_encoder.regions(pixel_values, image_features)
+        regions, grid = self.vision_encoder.regions(pixel_values, image_features, grid)
         mean = regions.mean(dim=1)
-        if self.config.attention == "none":
-            output = RnnCaptionerEncoderOutput(last_hidden_state=regions, context=self.pooled_mlp(mean))
-        else:
-            keys, values = self.region_projection(regions)
-            # Xu et al. 2015, section 3.1.2: an MLP of the mean region, bounded like a state.
+        output = RnnCaptionerEncoderOutput(last_hidden_state=regions, grid=grid)
+        if self.config.attends:
+            output.projected_keys, output.projected_values = self.region_projection(regions)
+            # Xu et al. 2015, section 3.1.2: the initial state is an MLP of the mean region; tanh bounds it as the cell
+            # bounds its state.
             state = torch.tanh(self.initial_state(mean))
-            output = RnnCaptionerEncoderOutput(
-                last_hidden_state=regions,
-                projected_keys=keys,
-                projected_values=values,
-                initial_state=state.unflatten(-1, (self.config.num_layers, -1, self.config.hidden_size)),
-            )
+            output.initial_state = state.unflatten(-1, (self.config.num_layers, -1, self.config.hidden_size))
+        else:
+            output.context = self.pooled_mlp(mean)
         return output if return_dict or return_dict is None else output.to_tuple()
 
 
-class AttendingRnnLayer(nn.Module):
+class RnnCaptionerAttentionLayer(nn.Module):
     """
-    An LSTM or GRU layer that reads a word and, at every step, a context vector that it chose with its last state
-    (Xu et al. 2015, equations 1 to 5 and section 4.2.1 for the gate beta).
+    An LSTM or GRU layer with attention: at every step its input is the word and a context vector, computed by
+    attention with the previous state as query (Xu et al. 2015, equations 1 to 5 and section 4.2.1 for the gate beta).
 
-    The gates of the words do not depend on the recurrence and are computed for all steps at once.
+    The words' contribution to the gates does not depend on the state, so it is computed for all steps in one matrix
+    product.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, config: RnnCaptionerConfig, region_size: int):
         super().__init__()
         self.cell = config.cell
         self.is_hard = config.attention_sampling == "hard"
         hidden = config.hidden_size
-        multi_head = config.attention == "multi_head"
-        if config.attention == "additive":
-            self.alignment = AdditiveAlignment(hidden, config.attention_size)
-        else:
-            self.alignment = DotProductAlignment(
-                hidden,
-                config.attention_size,
-                num_heads=config.num_attention_heads if multi_head else 1,
-                scaled=config.attention != "dot",
-            )
-        # The output projection of multi-head attention would be followed by another linear map, so there is none.
-        context_size = config.attention_size if multi_head else region_size
+        self.alignment = config.alignment(config)
+        context_size = config.alignment.context_size(config, region_size)
         self.context_gate = nn.Linear(hidden, 1)
         self.context_mlp = None
         if config.context_mlp:
@@ -176,7 +175,7 @@ class AttendingRnnLayer(nn.Module):
         self.state_gates = nn.Linear(hidden, gates)
 
     def select(self, scores, sample, expects_context) -> torch.Tensor:
-        """Scores (B, heads, k, L) -> weights of the same shape; `sample` and `expects_context` as in forward."""
+        """Attention weights from scores, both (B, heads, k, L); `sample` and `expects_context` as in forward."""
         if not self.is_hard:
             return soft_selection(scores)
         weights = hard_selection(scores, sample)
@@ -195,7 +194,10 @@ class AttendingRnnLayer(nn.Module):
         return context, *(tensor.transpose(1, 2).flatten(0, 1) for tensor in (weights, scores))
 
     def update(self, input_gates, state) -> tuple[torch.Tensor, ...]:
-        """Gates from the input (N, gates * H) and the last state -> the next state; the order of gates is torch's."""
+        """
+        One recurrent step: the input's contribution to the gates (N, gates * H) and the previous state give the next
+        state. Gates are ordered as in torch.
+        """
         if self.cell == "lstm":
             hidden, memory = state
             i, f, g, o = (input_gates + self.state_gates(hidden)).chunk(4, dim=-1)
@@ -208,34 +210,59 @@ class AttendingRnnLayer(nn.Module):
         n = torch.tanh(n + torch.sigmoid(r + hidden_r) * hidden_n)
         return (n + z * (hidden - n),)
 
-    def forward(self, embeddings, state, keys, values, sample=False, expects_context=None):
+    def step(self, input_gates, is_real, keys, values, sample, expects_context, *state) -> tuple[torch.Tensor, ...]:
+        """
+        Attention and recurrence of one word: context, weights, scores and the next state's tensors. Rows where
+        `is_real` (N,) is false keep their state.
+        """
+        context, weights, scores = self.attend(state[0], keys, values, sample, expects_context)
+        new_state = self.update(input_gates + self.context_gates(context), state)
+        if is_real is not None:
+            new_state = _keep_where_padded(is_real, new_state, state)
+        return context, weights, scores, *new_state
+
+    def forward(self, embeddings, state, keys, values, sample=False, expects_context=None, mask=None):
         """
         Args:
             embeddings: (N, T, H).
             state: tuple of (N, H).
-            keys, values: see [`RegionProjection`].
-            sample: whether hard attention draws its region, or takes the most probable one.
-            expects_context: (N,), rows that are shown the expected context nevertheless.
+            keys, values: see [`Alignment.region_projection`].
+            sample: whether hard attention samples its region; otherwise it takes the most probable one.
+            expects_context: (N,), rows that use the expected (soft) context even so.
+            mask: (N, T), false at padding, which leaves the state as it is.
 
         Returns:
-            outputs (N, T, H), contexts (N, T, context_size), weights (N, heads, T, L), scores of the same shape that
-            hard attention needs for its loss, else `None`, last state.
+            outputs (N, T, H), contexts (N, T, context_size), weights and scores (N, heads, T, L), the final state.
         """
+        step = self.step
+        if self.gradient_checkpointing and self.training:
+
+            def step(*inputs):
+                return self._gradient_checkpointing_func(self.step, *inputs)
+
         outputs, contexts, weights, scores = [], [], [], []
-        for input_gates in self.input_gates(embeddings).unbind(1):
-            context, step_weights, step_scores = self.attend(state[0], keys, values, sample, expects_context)
-            state = self.update(input_gates + self.context_gates(context), state)
+        for place, input_gates in enumerate(self.input_gates(embeddings).unbind(1)):
+            is_real = None if mask is None else mask[:, place]
+            context, step_weights, step_scores, *state = step(
+                input_gates, is_real, keys, values, sample, expects_context, *state
+            )
             outputs.append(state[0])
             contexts.append(context)
             weights.append(step_weights)
-            if self.is_hard and self.training:
-                scores.append(step_scores)
-        outputs, contexts, weights = torch.stack(outputs, dim=1), torch.stack(contexts, dim=1), torch.stack(weights, 2)
-        return outputs, contexts, weights, torch.stack(scores, dim=2) if scores else None, state
+            scores.append(step_scores)
+        stacked = torch.stack(outputs, dim=1), torch.stack(contexts, dim=1), torch.stack(weights, dim=2)
+        return *stacked, torch.stack(scores, dim=2) if self.is_hard else None, tuple(state)
+
+
+def _keep_where_padded(is_real: torch.Tensor, new: tuple, old: tuple) -> tuple[torch.Tensor, ...]:
+    """The new state (N, H) of rows that are real, (N,), and the old one of the others."""
+    return tuple(torch.where(is_real[:, None], *pair) for pair in zip(new, old, strict=True))
 
 
 class RnnCaptionerDecoder(nn.Module):
-    """The rows' side: word embeddings, the recurrent layers, the deep output layer."""
+    """Computed per row (caption): word embeddings, recurrent layers and the deep output layer."""
+
+    gradient_checkpointing = False
 
     def __init__(self, config: RnnCaptionerConfig, region_size: int):
         super().__init__()
@@ -243,141 +270,158 @@ class RnnCaptionerDecoder(nn.Module):
         hidden = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
-        attends = config.attention != "none"
-        self.attention_layer = AttendingRnnLayer(config, region_size) if attends else None
-        num_plain = config.num_layers - attends
+        self.attention_layer = RnnCaptionerAttentionLayer(config, region_size) if config.attends else None
+        num_plain = config.num_layers - config.attends
         rnn_class = nn.LSTM if config.cell == "lstm" else nn.GRU
         self.layers = None
         if num_plain:
             dropout = config.dropout if num_plain > 1 else 0.0
             self.layers = rnn_class(hidden, hidden, num_plain, dropout=dropout, batch_first=True)
-        if attends:
+        if config.attends:
             self.output_hidden = nn.Linear(hidden, hidden)
             self.output_context = nn.Linear(self.attention_layer.context_size, hidden, bias=False)
 
-    def _run_layers(self, inputs, states):
-        """Layers that nothing on the image's side reaches, over all steps at once; `states` is a tuple per layer."""
+    def _run_stacked(self, inputs, *stacked):
+        """As torch's RNNs, with the state's tensors (layers, N, H) side by side; zeros if there are none."""
+        state = None if not stacked else stacked[0] if self.config.cell == "gru" else stacked
+        outputs, state = self.layers(inputs, state)
+        return outputs, *((state,) if self.config.cell == "gru" else state)
+
+    def _run_layers(self, inputs, states, mask=None):
+        """
+        Runs the layers without attention over all steps in one call, or step by step where a mask (N, T) has padding.
+
+        Args:
+            inputs: (N, T, H).
+            states: one tuple of (N, H) per layer, or `None` for zeros.
+
+        Returns:
+            the last layer's outputs (N, T, H) and the final states.
+        """
         if self.layers is None:
             return inputs, []
-        stacked = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True)) if states else None
-        if stacked is not None and self.config.cell == "gru":
-            (stacked,) = stacked
-        outputs, stacked = self.layers(inputs, stacked)
-        stacked = (stacked,) if self.config.cell == "gru" else stacked
+        stacked = [torch.stack(tensors) for tensors in zip(*states, strict=True)] if states else []
+        run = self._run_stacked
+        if self.gradient_checkpointing and self.training:
+
+            def run(*inputs):
+                return self._gradient_checkpointing_func(self._run_stacked, *inputs)
+
+        if mask is None:
+            outputs, *stacked = run(inputs, *stacked)
+        else:
+            steps = []
+            for place, is_real in enumerate(mask.unbind(1)):
+                output, *new = run(inputs[:, place : place + 1], *stacked)
+                stacked = [torch.where(is_real[:, None], *pair) for pair in zip(new, stacked, strict=True)]
+                steps.append(output)
+            outputs = torch.cat(steps, dim=1)
         return outputs, list(zip(*(tensor.unbind(0) for tensor in stacked), strict=True))
 
-    def start(self, encoder_outputs, rows: int) -> list[tuple[torch.Tensor, ...]]:
-        """The state of every layer before the first word, one row per caption: a list of tuples of (N, H)."""
+    def initial_states(self, encoder_outputs, rows: int) -> list[tuple[torch.Tensor, ...]]:
+        """The state of every layer before the first word: a list of tuples of (N, H), `rows` per image."""
         if self.attention_layer is not None:
             initial = encoder_outputs.initial_state  # (B, layers, states, H)
             states = [layer.unbind(1) for layer in initial.unbind(1)]
-        else:  # Vinyals et al. 2015, equation 10: the image is what the RNN reads first
+        else:  # Vinyals et al. 2015, equation 10: the image is the RNN's first input
             _, states = self._run_layers(encoder_outputs.context[:, None], None)
         return [tuple(tensor.repeat_interleave(rows, dim=0) for tensor in state) for state in states]
 
-    def forward(self, decoder_input_ids, encoder_outputs, states=None, sample=False, expects_context=None):
+    def _padding(self, attention_mask, length: int) -> torch.BoolTensor | None:
+        """The mask (N, T) of the new tokens, true for real ones, or `None` if all are."""
+        if attention_mask is None:
+            return None
+        if attention_mask.ndim != 2 or attention_mask.shape[1] < length:
+            raise ValueError(
+                f"`decoder_attention_mask` must be (rows, at least {length} tokens), got {tuple(attention_mask.shape)}"
+            )
+        mask = attention_mask[:, attention_mask.shape[1] - length :].bool()
+        return None if bool(mask.all()) else mask
+
+    def forward(
+        self,
+        decoder_input_ids: torch.LongTensor,
+        encoder_outputs: RnnCaptionerEncoderOutput,
+        decoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        sample_regions: bool | None = None,
+    ) -> RnnCaptionerDecoderOutput:
         """
         Args:
             decoder_input_ids: (N, T).
-            encoder_outputs: [`RnnCaptionerEncoderOutput`] of B images.
-            states: list of one tuple of (N, H) per layer; from the image if `None`.
-            sample, expects_context: see [`AttendingRnnLayer.forward`].
+            encoder_outputs: of B images.
+            decoder_attention_mask: (N, S), 0 at padding, which leaves a row's state as it is; the last T of S are
+                those of `decoder_input_ids`.
+            past_key_values: the states so far, from the image if it is absent or empty; it is brought up to date.
+            sample_regions: see [`RnnCaptionerModel`].
 
-        Returns:
-            hidden states for the output layer (N, T, H), weights (N, heads, T, L) or `None`, scores of hard attention
-            in training or `None`, the last states, the embeddings and the last layer's outputs.
+        Raises:
+            ValueError: if the rows are not a multiple of the images, or the mask is not (N, S).
         """
-        rows = rows_per_image(decoder_input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0])
-        if states is None:
-            states = self.start(encoder_outputs, rows)
+        config, length = self.config, decoder_input_ids.shape[1]
+        mask = self._padding(decoder_attention_mask, length)
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            states = [layer.state for layer in past_key_values.layers]
+        else:
+            rows = rows_per_image(len(decoder_input_ids), len(encoder_outputs.last_hidden_state))
+            states = self.initial_states(encoder_outputs, rows)
         embeddings = self.embed_tokens(decoder_input_ids)
         inputs = self.dropout(embeddings)
+        weights = log_probs = expects_context = None
         if self.attention_layer is None:
-            outputs, states = self._run_layers(inputs, states)
-            return self.dropout(outputs), None, None, states, (embeddings, outputs)
-        outputs, contexts, weights, scores, first_state = self.attention_layer(
-            inputs,
-            states[0],
-            encoder_outputs.projected_keys,
-            encoder_outputs.projected_values,
-            sample,
-            expects_context,
-        )
-        if self.layers is not None:
-            outputs, states = self._run_layers(self.dropout(outputs), states[1:])
+            outputs, states = self._run_layers(inputs, states, mask)
+            hidden = outputs
         else:
-            states = []
-        # Xu et al. 2015, equation 7: the word is read from L_h h + L_z z + E y.
-        hidden = self.output_hidden(self.dropout(outputs)) + self.output_context(contexts) + inputs
-        return self.dropout(hidden), weights, scores, [first_state, *states], (embeddings, outputs)
+            if self.training and config.attention_sampling == "hard":
+                draws = torch.rand(len(decoder_input_ids), device=decoder_input_ids.device)
+                expects_context = draws < config.expected_context_probability
+            outputs, contexts, weights, scores, first_state = self.attention_layer(
+                inputs,
+                states[0],
+                encoder_outputs.projected_keys,
+                encoder_outputs.projected_values,
+                self.training if sample_regions is None else sample_regions,
+                expects_context,
+                mask,
+            )
+            log_probs = None if scores is None else scores.log_softmax(dim=-1)
+            states = states[1:]
+            if self.layers is not None:
+                outputs, states = self._run_layers(self.dropout(outputs), states, mask)
+            states = [first_state, *states]
+            # Xu et al. 2015, equation 7: the output layer reads L_h h + L_z z + E y.
+            hidden = self.output_hidden(self.dropout(outputs)) + self.output_context(contexts) + inputs
+        if past_key_values is not None:
+            for layer, state in zip(past_key_values.layers, states, strict=True):
+                layer.update(state, length)
+        return RnnCaptionerDecoderOutput(
+            last_hidden_state=self.dropout(hidden),
+            hidden_states=(embeddings, outputs) if output_hidden_states else None,
+            cross_attentions=(weights,) if output_attentions and weights is not None else None,
+            attention_log_probs=log_probs,
+            expects_context=expects_context,
+        )
 
 
 class RnnCaptionerModel(CaptionerModel, RnnCaptionerPreTrainedModel):
     """
-    Vision model, attention and RNN without a language model head.
+    The CNN-RNN captioner without a language model head; see [`CaptionerModel.forward`]. An option of its own is
+    `sample_regions`, which `generate()` takes, too: whether hard attention samples its regions. It defaults to `True`
+    in training mode and to `False` otherwise.
 
     Args:
         config: [`RnnCaptionerConfig`].
     """
 
-    def __init__(self, config: RnnCaptionerConfig):
-        super().__init__(config)
-        self.encoder = RnnCaptionerEncoder(config)
-        self.decoder = RnnCaptionerDecoder(config, self.encoder.vision_encoder.width)
-        self.post_init()
+    encoder_class = RnnCaptionerEncoder
+    decoder_class = RnnCaptionerDecoder
+    model_output_class = RnnCaptionerModelOutput
+    decoder_options = ("sample_regions",)
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
-        encoder_outputs: RnnCaptionerEncoderOutput | None = None,
-        past_key_values: RecurrentCache | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        sample_regions: bool | None = None,
-        **kwargs,
-    ) -> RnnCaptionerModelOutput:
-        """
-        Arguments as in [`RnnCaptionerForConditionalGeneration`]; `last_hidden_state` is (N, T, H).
-
-        Args:
-            sample_regions: whether hard attention draws its region, as in training, or takes the most probable one,
-                as it does otherwise; `generate()` takes it as well.
-        """
-        config = self.config
-        sample_regions = self.training if sample_regions is None else sample_regions
-        use_cache = config.use_cache if use_cache is None else use_cache
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(pixel_values=pixel_values, image_features=image_features)
-        if use_cache and past_key_values is None:
-            past_key_values = RecurrentCache(config.num_layers)
-        states = None
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            states = [layer.state for layer in past_key_values.layers]
-        expects_context = None
-        if self.training and config.attention_sampling == "hard":
-            draws = torch.rand(len(decoder_input_ids), device=decoder_input_ids.device)
-            expects_context = draws < config.expected_context_probability
-        hidden, weights, scores, states, layer_outputs = self.decoder(
-            decoder_input_ids, encoder_outputs, states, sample_regions, expects_context
-        )
-        if use_cache:
-            for layer, state in zip(past_key_values.layers, states, strict=True):
-                layer.update(state, decoder_input_ids.shape[1])
-        return RnnCaptionerModelOutput(
-            last_hidden_state=hidden,
-            past_key_values=past_key_values if use_cache else None,
-            decoder_hidden_states=layer_outputs if output_hidden_states else None,
-            cross_attentions=(weights,) if output_attentions and weights is not None else None,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            attention_log_probs=None if scores is None else scores.log_softmax(dim=-1),
-            expects_context=expects_context,
-        )
+    def make_cache(self) -> RecurrentCache:
+        return RecurrentCache(self.config.num_layers)
 
 
 class RnnCaptionerForConditionalGeneration(
@@ -395,7 +439,7 @@ class RnnCaptionerForConditionalGeneration(
     def __init__(self, config: RnnCaptionerConfig):
         super().__init__(config)
         if config.attention_sampling == "hard":
-            # Moving average of each word's log-likelihood; at first as if all were equally probable.
+            # Moving average of each word's log-likelihood, initialised with that of a uniform distribution.
             self.register_buffer("attention_baseline", torch.full((config.vocab_size,), -math.log(config.vocab_size)))
 
     @torch.no_grad()
@@ -405,7 +449,7 @@ class RnnCaptionerForConditionalGeneration(
             init.constant_(module.attention_baseline, -math.log(self.config.vocab_size))
 
     def resize_token_embeddings(self, *args, **kwargs):
-        """As in transformers; new words get a baseline as well."""
+        """As in transformers; new tokens also get a REINFORCE baseline."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if self.config.attention_sampling == "hard":
             size, old = self.config.vocab_size, self.attention_baseline
@@ -414,24 +458,19 @@ class RnnCaptionerForConditionalGeneration(
 
     @property
     def loss_reads_attentions(self) -> bool:
-        return self.config.attention != "none"
-
-    def generate(self, *args, **kwargs):
-        """As in transformers; without attention, `cross_attentions` is `None` rather than a tuple of `None`."""
-        outputs = super().generate(*args, **kwargs)
-        if self.config.attention == "none" and getattr(outputs, "cross_attentions", None) is not None:
-            outputs.cross_attentions = None
-        return outputs
+        return self.config.attends
 
     def attention_losses(self, outputs, token_losses, labels) -> tuple[dict, dict]:
         """
         `doubly_stochastic`: lambda times the sum over captions and regions of (1 - sum over real steps of alpha)^2,
-        alpha the mean over heads (Xu et al. 2015, equation 14). Rows without a caption do not count.
+        alpha the mean over heads of the attention distribution (Xu et al. 2015, equation 14). Rows that are padding
+        (all labels -100) do not count.
 
-        Hard attention adds two in training (section 4.1): `reinforce`, whose gradient is that of the expected
-        log-likelihood through the choice of regions, and `entropy`. A region is rewarded by the log-likelihood of the
-        words from its own on, for it cannot change the earlier ones, less the baselines of these words. The paper
-        rewards it by the whole caption's, less one baseline for all: the expectation is the same, the variance is not.
+        Hard attention adds two terms in training (section 4.1): `reinforce`, a surrogate whose gradient is the
+        REINFORCE estimate for the sampled regions, and `entropy`. The reward of a region is the log-likelihood of the
+        word it was chosen for and of all later words, minus these words' baselines; earlier words do not depend on it.
+        The paper uses the log-likelihood of the whole caption minus a single baseline: the expected gradient is the
+        same, its variance is higher.
         """
         terms, statistics = {}, {}
         if not self.loss_reads_attentions:
@@ -442,13 +481,13 @@ class RnnCaptionerForConditionalGeneration(
             alpha = (weights if log_probs is None else log_probs.exp()).mean(dim=1) * real[..., None]  # (N, T, L)
             per_region = (1 - alpha.sum(dim=1)) ** 2 * real.any(dim=-1, keepdim=True)
             terms["doubly_stochastic"] = config.doubly_stochastic_lambda * per_region.sum()
-        if log_probs is not None:
+        if outputs.expects_context is not None:
             drawn = real & ~outputs.expects_context[:, None]  # (N, T)
             words = labels.clamp(min=0)
             baseline = self.attention_baseline[words] * drawn
             log_likelihood = -token_losses.detach() * drawn
-            advantage = _sum_from_here_on(log_likelihood - baseline) * drawn
-            score = (log_probs * weights.detach()).sum(dim=(1, 3))  # of one region in each head
+            advantage = _reward_to_go(log_likelihood - baseline) * drawn
+            score = (log_probs * weights.detach()).sum(dim=(1, 3))  # of the sampled region, summed over heads
             terms["reinforce"] = -config.reinforce_lambda * (advantage * score).sum()
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean(dim=1) * real
             terms["entropy"] = -config.entropy_lambda * entropy.sum()
@@ -458,7 +497,10 @@ class RnnCaptionerForConditionalGeneration(
         return terms, statistics
 
     def _move_baseline(self, words: torch.Tensor, log_likelihood: torch.Tensor) -> None:
-        """Towards the means of the words that there are; both (drawn words,)."""
+        """
+        Moves the baselines of the words in this batch towards their mean log-likelihoods. Both arguments have one
+        entry per word that was predicted from a sampled region.
+        """
         sums, counts = torch.zeros_like(self.attention_baseline), torch.zeros_like(self.attention_baseline)
         sums.index_add_(0, words, log_likelihood.to(sums.dtype))
         counts.index_add_(0, words, torch.ones_like(log_likelihood, dtype=sums.dtype))
@@ -466,8 +508,8 @@ class RnnCaptionerForConditionalGeneration(
         self.attention_baseline.copy_(torch.where(counts > 0, moved, self.attention_baseline))
 
 
-def _sum_from_here_on(steps: torch.Tensor) -> torch.Tensor:
-    """(N, T) -> at every step the sum of it and all later ones."""
+def _reward_to_go(steps: torch.Tensor) -> torch.Tensor:
+    """(N, T): for each step, the sum over it and all later steps."""
     return steps.flip(-1).cumsum(dim=-1).flip(-1)
 
 

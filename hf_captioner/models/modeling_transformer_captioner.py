@@ -1,6 +1,6 @@
 """CNN-Transformer and ViT-Transformer captioners: attention over regions, over words, and from words to regions."""
 
-import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqModelOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple
 
 from .attention import RegionProjection, grid_positions, rows_per_image, sinusoidal_positions
+from .compat import with_eager_masks
 from .configuration_transformer_captioner import TransformerCaptionerConfig
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .vision_encoder import VisionEncoder
@@ -26,16 +25,18 @@ from .vision_encoder import VisionEncoder
 @dataclass
 class TransformerCaptionerEncoderOutput(BaseModelOutput):
     """
-    All that depends on the image alone; nothing of it is repeated for an image's rows.
+    Everything that is computed from the image alone, once per image; it is not repeated for the image's rows.
 
     Args:
         last_hidden_state: what the decoder attends to (B, L, H); without encoder layers the regions (B, L, D).
         hidden_states: input and output of every encoder layer, each (B, L, H), if asked for.
         attentions: weights of every encoder layer, each (B, heads, L, L), if asked for.
-        projected_keys: one (B, heads, L, d) per decoder layer, the keys that its queries meet.
-        projected_values: the values that belong to them, of the same shapes.
+        grid: rows and columns (h, w) of the regions, L = h * w; `None` for features without a grid.
+        projected_keys: the keys of the regions for each decoder layer, each (B, heads, L, d).
+        projected_values: the values for each decoder layer, each (B, heads, L, d).
     """
 
+    grid: tuple[int, int] | None = None
     projected_keys: tuple[torch.FloatTensor, ...] | None = None
     projected_values: tuple[torch.FloatTensor, ...] | None = None
 
@@ -52,14 +53,15 @@ class TransformerCaptionerPreTrainedModel(CaptionerPreTrainedModel):
     _can_compile_fullgraph = True
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
     """
     softmax(scaling Q K^T + mask) V; Vaswani et al. 2017, equation 1.
 
     Args:
         query: (B, heads, Q, d).
         key, value: (B, heads, L, d).
-        attention_mask: (B or 1, 1, Q, L) or `None`: true where a key is seen, or numbers to add to the scores.
+        attention_mask: (B or 1, 1, Q, L) or `None`: boolean, true where a query may attend to a key, or numbers that
+            are added to the scores.
 
     Returns:
         contexts (B, Q, heads, d) and weights (B, heads, Q, L).
@@ -72,12 +74,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
             scores = scores + attention_mask
     # Half precision is too coarse for the sum over many regions.
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    return (nn.functional.dropout(weights, dropout, module.training) @ value).transpose(1, 2), weights
+    return (weights @ value).transpose(1, 2), weights
 
 
 class TransformerCaptionerAttention(nn.Module):
     """
-    What self-attention and attention to regions share: queries and the output (Vaswani et al. 2017, section 3.2.2).
+    Base of self-attention and of attention to regions: heads, and the projections of queries and of the output
+    (Vaswani et al. 2017, section 3.2.2).
 
     Args:
         config: [`TransformerCaptionerConfig`].
@@ -87,7 +90,7 @@ class TransformerCaptionerAttention(nn.Module):
     def __init__(self, config: TransformerCaptionerConfig, is_causal: bool):
         super().__init__()
         self.config = config
-        self.is_causal = is_causal  # read by the attention functions, which otherwise suppose that it is true
+        self.is_causal = is_causal  # transformers' attention functions read it, and take it as true if it is missing
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -99,7 +102,8 @@ class TransformerCaptionerAttention(nn.Module):
 
     def attend(self, query, key, value, attention_mask, output_attentions):
         """
-        Contexts (B, Q, H), and weights (B, heads, Q, L) if asked for, which only the eager function has.
+        Context vectors (B, Q, H) and, if asked for, weights (B, heads, Q, L). Only the eager implementation returns
+        weights, so it is used then.
         """
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -124,7 +128,7 @@ class TransformerCaptionerSelfAttention(TransformerCaptionerAttention):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states, attention_mask=None, past_key_values=None, output_attentions=False):
-        """(N, T, H) -> (N, T, H) and weights (N, heads, T, S) or `None`; S counts the cached positions as well."""
+        """(N, T, H) -> (N, T, H) and weights (N, heads, T, S) or `None`; S includes the cached positions."""
         key, value = self.split_heads(self.key(hidden_states)), self.split_heads(self.value(hidden_states))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -135,8 +139,8 @@ class TransformerCaptionerSelfAttention(TransformerCaptionerAttention):
 
 class TransformerCaptionerRegionAttention(TransformerCaptionerAttention):
     """
-    Attention of words to the regions of their image, whose keys and values the encoder has made. The T words of an
-    image's k rows are k * T queries to them, so that no row needs a copy.
+    Cross-attention from words to the regions of their image. Keys and values come from the encoder, once per image:
+    the k rows of an image are viewed as one sequence of k * T queries, so they need no repeated keys and values.
     """
 
     def __init__(self, config: TransformerCaptionerConfig):
@@ -172,8 +176,9 @@ class TransformerCaptionerFeedForward(nn.Sequential):
 
 class TransformerCaptionerResidual(nn.Module):
     """
-    What surrounds a sublayer f: norm(x + f(x)) (Vaswani et al. 2017, section 3.1), or x + f(norm(x)) (Xiong et al.
-    2020) if `norm` is `"pre"`; `enter` gives what f reads and `leave` takes what it says.
+    Residual connection and layer normalisation around a sublayer f: norm(x + f(x)) (Vaswani et al. 2017, section
+    3.1), or x + f(norm(x)) (Xiong et al. 2020) if `norm` is `"pre"`. `enter(x)` is the input of f, and
+    `leave(x, f(enter(x)))` the result.
     """
 
     def __init__(self, config: TransformerCaptionerConfig):
@@ -248,12 +253,14 @@ class TransformerCaptionerDecoderLayer(GradientCheckpointingLayer):
 
 class TransformerCaptionerEncoder(nn.Module):
     """
-    The image's side: regions, the encoder layers over them, and their keys and values for every decoder layer. The
-    decoder layers' key and value maps of Vaswani et al. 2017 live here, for they belong to an image and not to a row.
-    Without encoder layers the regions go straight to these maps, whatever their width.
+    Computed once per image: the regions, the encoder layers over them, and the keys and values that each decoder layer
+    attends to. The key and value projections of the decoder's cross-attention (Vaswani et al. 2017) are here because
+    their results belong to the image, not to a row. Without encoder layers they are applied to the vision model's
+    regions, whatever their width.
 
-    The maps have no bias, for none could be told from what is there: one of the keys adds the same to all scores of a
-    query, which softmax does not see, and one of the values adds the same to every context, as the output's does.
+    These projections have no bias, which would be redundant: one of the keys adds the same number to all scores of a
+    query, which softmax ignores; one of the values adds the same vector to every context, as the bias of the output
+    projection does.
     """
 
     main_input_name = "pixel_values"
@@ -277,11 +284,11 @@ class TransformerCaptionerEncoder(nn.Module):
 
     def _add_positions(self, hidden_states, grid):
         length, width = hidden_states.shape[1:]
-        if grid is None:
-            grid = (round(length**0.5),) * 2
+        if grid is None:  # features alone stand for a square image, which the image processor makes by default
+            grid = (math.isqrt(length),) * 2
             if grid[0] ** 2 != length:
                 raise ValueError(
-                    f"`image_features` must fill a square grid, for encoder layers need its positions; "
+                    f"`image_features` without `grid` must fill a square, for encoder layers need their positions; "
                     f"got {length} regions"
                 )
         return hidden_states + grid_positions(grid, width, hidden_states.dtype, hidden_states.device)
@@ -290,6 +297,7 @@ class TransformerCaptionerEncoder(nn.Module):
         self,
         pixel_values: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
+        grid: tuple[int, int] | torch.LongTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -298,14 +306,15 @@ class TransformerCaptionerEncoder(nn.Module):
         Args:
             pixel_values: (B, C, H, W).
             image_features: (B, L, D), the vision model's regions, in place of `pixel_values`.
+            grid: of `image_features`, (h, w) or (B, 2); a square by default.
             output_attentions: whether to return the encoder layers' weights.
             output_hidden_states: whether to return the encoder layers' inputs and outputs.
 
         Raises:
-            ValueError: if not exactly one of the first two is given, the features have another width, or there are
-                encoder layers and the features are not those of a square grid.
+            ValueError: if not exactly one of `pixel_values` and `image_features` is given, the features have the wrong
+                width, the grid does not fit them, or there is none and encoder layers need it.
         """
-        regions, grid = self.vision_encoder.regions(pixel_values, image_features)
+        regions, grid = self.vision_encoder.regions(pixel_values, image_features, grid)
         hidden_states = regions
         all_states, all_weights = (), ()
         if self.layers:
@@ -315,7 +324,7 @@ class TransformerCaptionerEncoder(nn.Module):
                 hidden_states, weights = layer(hidden_states, output_attentions=bool(output_attentions))
                 all_weights += (weights,)
             hidden_states = self.norm(hidden_states)
-        # One block for each layer: its products with the queries of every step then need not copy it.
+        # Stored contiguously per layer; otherwise every generation step would copy them before the matrix product.
         pairs = [
             [tensor.contiguous() for tensor in projection(hidden_states)] for projection in self.key_value_projections
         ]
@@ -324,6 +333,7 @@ class TransformerCaptionerEncoder(nn.Module):
             last_hidden_state=hidden_states,
             hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
             attentions=all_weights if output_attentions and self.layers else None,
+            grid=grid,
             projected_keys=keys,
             projected_values=values,
         )
@@ -331,9 +341,9 @@ class TransformerCaptionerEncoder(nn.Module):
 
 
 class TransformerCaptionerDecoder(nn.Module):
-    """The rows' side: word embeddings with positions, and the decoder layers."""
+    """Computed per row (caption): word embeddings with positions, and the decoder layers."""
 
-    def __init__(self, config: TransformerCaptionerConfig):
+    def __init__(self, config: TransformerCaptionerConfig, region_size: int):
         super().__init__()
         self.config = config
         hidden = config.hidden_size
@@ -348,7 +358,7 @@ class TransformerCaptionerDecoder(nn.Module):
         self.norm = nn.LayerNorm(hidden) if config.norm == "pre" else nn.Identity()
 
     def _positions(self, length, past_length, attention_mask, device):
-        """Numbers of the words, (T,); or (N, T) where a mask (N, S) says that rows begin with padding."""
+        """Position indices of the tokens: (T,), or (N, T) if a mask (N, S) marks padding on the left."""
         if attention_mask is not None and attention_mask.ndim == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return torch.arange(length, device=device) + past_length
@@ -357,21 +367,17 @@ class TransformerCaptionerDecoder(nn.Module):
         limit = self.config.max_position_embeddings
         if self.embed_positions is None:
             return
-        # The number of tokens in a static cache is known to its device alone; its size is known here.
+        # The length of a static cache is a tensor on its device, which would have to be waited for; its size is not.
         whole = past_length + length if isinstance(past_length, int) else past_key_values.get_max_length()
         if whole > limit:
             raise ValueError(
-                f"`max_position_embeddings` must be at least the length of the captions, which are of {whole} tokens "
-                f"with the start token, got {limit}; sinusoidal positions have no limit"
+                f"`max_position_embeddings` must be at least the caption length, {whole} tokens with the start token, "
+                f"got {limit}; sinusoidal positions have no limit"
             )
 
     def _causal_mask(self, embeddings, attention_mask, past_key_values, output_attentions):
-        config = self.config
-        if output_attentions:
-            # The mask must fit the eager function, whatever the others use. Written as transformers does, so that
-            # the vision model's configuration is left alone.
-            config = copy.copy(config)
-            config._attn_implementation_internal = "eager"
+        # Attention weights need the eager implementation, so the mask must have its format.
+        config = with_eager_masks(self.config) if output_attentions else self.config
         return create_causal_mask(config, embeddings, attention_mask, past_key_values)
 
     def forward(
@@ -387,14 +393,20 @@ class TransformerCaptionerDecoder(nn.Module):
         Args:
             decoder_input_ids: (N, T).
             encoder_outputs: [`TransformerCaptionerEncoderOutput`] of B images.
-            decoder_attention_mask: see [`TransformerCaptionerModel.forward`].
-            past_key_values: the self-attention's cache.
+            decoder_attention_mask: (N, S), where S includes the cached tokens: 0 for padding on the left, 1 otherwise;
+                or (N, 1, T, S), boolean, as `generate()` makes it for a static cache.
+            past_key_values: cache of the self-attention. Of an `EncoderDecoderCache` only the self-attention half is
+                used: the regions' keys and values are in `encoder_outputs`, once per image, because beam search
+                reorders a cache row by row.
 
         Raises:
-            ValueError: if the rows are not a multiple of the images, or learned positions end before the words do.
+            ValueError: if the rows are not a multiple of the images, or a caption is longer than
+                `max_position_embeddings`.
         """
         length = decoder_input_ids.shape[1]
         rows_per_image(decoder_input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0])
+        if isinstance(past_key_values, EncoderDecoderCache):
+            past_key_values = past_key_values.self_attention_cache
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._check_length(length, past_length, past_key_values)
         positions = self._positions(length, past_length, decoder_attention_mask, decoder_input_ids.device)
@@ -431,76 +443,18 @@ class TransformerCaptionerDecoder(nn.Module):
 
 class TransformerCaptionerModel(CaptionerModel, TransformerCaptionerPreTrainedModel):
     """
-    Vision model, encoder and decoder without a language model head.
+    The Transformer captioner without a language model head; see [`CaptionerModel.forward`].
 
     Args:
         config: [`TransformerCaptionerConfig`].
     """
 
-    def __init__(self, config: TransformerCaptionerConfig):
-        super().__init__(config)
-        self.encoder = TransformerCaptionerEncoder(config)
-        self.decoder = TransformerCaptionerDecoder(config)
-        self.post_init()
+    encoder_class = TransformerCaptionerEncoder
+    decoder_class = TransformerCaptionerDecoder
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
-        encoder_outputs: TransformerCaptionerEncoderOutput | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> Seq2SeqModelOutput:
-        """
-        Arguments as in [`TransformerCaptionerForConditionalGeneration`]; `last_hidden_state` is (N, T, H).
-
-        Args:
-            decoder_attention_mask: (N, S), S counting the cached words as well, 0 for padding in front of a row, 1
-                else; or (N, 1, T, S), as `generate()` makes it for a static cache, true where a word is seen.
-            past_key_values: a cache of the words' keys and values. An `EncoderDecoderCache` is taken as well, whose
-                half for the image stays empty: what belongs to the image is in `encoder_outputs`, once per image, and
-                not in a cache, which beam search reorders row by row.
-        """
-        config = self.config
-        use_cache = config.use_cache if use_cache is None else use_cache
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(
-                pixel_values=pixel_values,
-                image_features=image_features,
-                output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states,
-            )
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        cache = past_key_values
-        if isinstance(cache, EncoderDecoderCache):
-            cache = cache.self_attention_cache
-        outputs = self.decoder(
-            decoder_input_ids,
-            encoder_outputs,
-            decoder_attention_mask=decoder_attention_mask,
-            past_key_values=cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        return Seq2SeqModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=past_key_values if use_cache else None,
-            decoder_hidden_states=outputs.hidden_states,
-            decoder_attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
-        )
+    def make_cache(self) -> EncoderDecoderCache:
+        # Both halves, as transformers' encoder-decoder models have them; the regions' half stays empty.
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 class TransformerCaptionerForConditionalGeneration(

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from .compat import use_eager_attention
+
 _DEFAULT_IMAGE_SIZE = 224  # CNN configurations name no size; any works for the probe
 
 
@@ -57,7 +59,7 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
         ValueError: if the model does not return feature maps or a grid of tokens.
     """
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager"  # which every model has
+    use_eager_attention(config)
     height, width = _pair(getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         model = AutoModel.from_config(config).eval()
@@ -125,8 +127,9 @@ class VisionEncoder(nn.Module):
         self.width = layout.width
         self.num_channels = getattr(config, "num_channels", 3)
         self._layout = layout
-        if not layout.chooses_attention:  # what was chosen is the decoder's; transformers would refuse it for a CNN
-            config._attn_implementation = "eager"
+        if not layout.chooses_attention:
+            # The requested implementation is meant for the decoder; transformers would refuse it for a CNN.
+            use_eager_attention(config)
         self.model = AutoModel.from_config(config)
         self.set_trainable(True)
 
@@ -177,13 +180,25 @@ class VisionEncoder(nn.Module):
         return regions, grid
 
     def regions(
-        self, pixel_values: torch.FloatTensor | None = None, image_features: torch.FloatTensor | None = None
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        grid: tuple[int, int] | torch.LongTensor | None = None,
     ) -> tuple[torch.FloatTensor, tuple[int, int] | None]:
         """
-        Regions (B, L, D) from images, or the given ones, and their grid (h, w) if it is known.
+        Regions (B, L, D) from images, or the given ones, and their grid (h, w).
+
+        Args:
+            pixel_values: (B, C, H, W).
+            image_features: (B, L, D), what this module returned for such images.
+            grid: of `image_features`: (h, w), or (B, 2) with the same in every row, as batches have it.
+
+        Returns:
+            regions (B, L, D) and their grid, which is `None` for features without one.
 
         Raises:
-            ValueError: if not exactly one is given, or the features are not (B, L, D).
+            ValueError: if not exactly one of images and features is given, the features are not (B, L, D), or the grid
+                does not have L cells or differs within a batch.
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("exactly one of `pixel_values` and `image_features` must be given")
@@ -193,4 +208,12 @@ class VisionEncoder(nn.Module):
             raise ValueError(
                 f"`image_features` must be (batch, regions, {self.width}), got {tuple(image_features.shape)}"
             )
-        return image_features, None
+        if grid is None:
+            return image_features, None
+        grids = {tuple(row) for row in torch.as_tensor(grid).reshape(-1, 2).tolist()}
+        if len(grids) > 1:
+            raise ValueError(f"`grid` must be the same for all images of a batch, got {sorted(grids)}")
+        (grid,) = grids
+        if grid[0] * grid[1] != image_features.shape[1]:
+            raise ValueError(f"`grid` must have {image_features.shape[1]} cells, one per region, got {grid}")
+        return image_features, grid

@@ -1,0 +1,81 @@
+"""
+Everything in this folder that touches transformers' private names, in one place: when a new version of transformers
+breaks something, it is most likely here. `tests/test_compat.py` has one test per entry, which fails first.
+
+Tried with transformers 5.17.0 and 5.23.0.
+"""
+
+import copy
+import inspect
+
+import torch
+from transformers import GenerationMixin, PreTrainedConfig
+
+from .attention import rows_per_image
+
+
+def use_eager_attention(config: PreTrainedConfig) -> None:
+    """Makes models that are built from `config` use eager attention, the only implementation that all of them have."""
+    config._attn_implementation = "eager"
+
+
+def with_eager_masks(config: PreTrainedConfig) -> PreTrainedConfig:
+    """
+    A copy of `config` for which transformers' mask functions make masks in the format of eager attention. The private
+    attribute is set because the public setter would change the vision model's configuration as well.
+    """
+    config = copy.copy(config)
+    config._attn_implementation_internal = "eager"
+    return config
+
+
+def _are_copies(rows: torch.Tensor, copies: int) -> bool:
+    """Whether each group of `copies` consecutive rows is identical."""
+    groups = rows.unflatten(0, (-1, copies))
+    return bool((groups == groups[:, :1]).all())
+
+
+class RowsPerImageGenerationMixin(GenerationMixin):
+    """
+    `generate()` with several rows per image, by way of three private methods of `GenerationMixin`: the encoder's
+    output is not repeated for beams and samples, and the prompt that they share is read once per image.
+    """
+
+    def _expand_inputs_for_generation(
+        self, expand_size=1, is_encoder_decoder=False, input_ids=None, encoder_outputs=None, **model_kwargs
+    ):
+        # Beams and samples become additional rows of their image. The encoder's output is not repeated for them.
+        # By keyword: in 5.17 this is a static method.
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=False, input_ids=input_ids, **model_kwargs
+        )
+        model_kwargs["encoder_outputs"] = encoder_outputs
+        return input_ids, model_kwargs
+
+    def _validate_model_kwargs(self, model_kwargs):
+        # `forward` passes further keyword arguments on to the base model, so its parameters are valid, too.
+        known = {*inspect.signature(self.model.forward).parameters, *self.model.decoder_options}
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        # All beams and samples of an image start with the same prompt, so the prompt is processed once per image and
+        # the results (cache, logits) are repeated.
+        encoder_outputs, cache = model_kwargs["encoder_outputs"], model_kwargs.get("past_key_values")
+        copies = rows_per_image(len(input_ids), len(encoder_outputs[0]))
+        is_static = getattr(cache, "is_compileable", False)  # it is made for all rows at once
+        is_fresh = cache is None or not (is_static or cache.get_seq_length())
+        # In training every row has its own dropout, and `sample_regions` draws regions for every row.
+        is_random = self.training or model_kwargs.get("sample_regions")
+        if copies == 1 or is_random or not (is_fresh and _are_copies(input_ids, copies)):
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        mask = model_kwargs.get("decoder_attention_mask")
+        if mask is not None:
+            model_kwargs = {**model_kwargs, "decoder_attention_mask": mask[::copies]}
+        outputs = super()._prefill(input_ids[::copies], generation_config, model_kwargs, *args, **kwargs)
+        if outputs.past_key_values is not None:
+            outputs.past_key_values.batch_repeat_interleave(copies)
+        outputs.logits = outputs.logits.repeat_interleave(copies, dim=0)
+        for name in ("decoder_hidden_states", "decoder_attentions", "cross_attentions"):
+            if getattr(outputs, name) is not None:
+                outputs[name] = tuple(tensor.repeat_interleave(copies, dim=0) for tensor in outputs[name])
+        return outputs

@@ -1,0 +1,121 @@
+"""What captioners add to transformers' `generate()`: rows per image, the grid of the regions, attention maps."""
+
+import torch
+from transformers.utils import ModelOutput
+
+from .compat import RowsPerImageGenerationMixin
+
+
+class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
+    """
+    transformers' `GenerationMixin` for captioners: greedy search, sampling and beam search with all rows of an image
+    sharing its encoder output.
+    """
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The tokens that end a caption: none, one or several."""
+        ids = self.generation_config.eos_token_id
+        ids = self.config.eos_token_id if ids is None else ids
+        return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+    def ends_before(self, tokens: torch.LongTensor) -> torch.BoolTensor:
+        """Generated tokens (N, T) -> which positions come after EOS, (N, T)."""
+        ends = torch.isin(tokens, torch.tensor(self.eos_token_ids, dtype=tokens.dtype, device=tokens.device))
+        return ends.cumsum(-1) - ends.long() > 0
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.FloatTensor | None = None, *args, **kwargs):
+        """
+        As in transformers, from images, from `image_features` or from `encoder_outputs`.
+
+        Args:
+            inputs: images (B, C, H, W), which may also be given as `pixel_values`.
+            *args, **kwargs: as for transformers' `generate()`; `image_features` and `grid` as for `forward`.
+
+        Returns:
+            as in transformers, token ids (N, T) or a `ModelOutput`. The latter also has `grid`, the rows and columns
+            of the regions, which [`attention_maps`] reads, or `None` if it is not known. Attentions that the model
+            does not have are `None` and not a tuple of `None` per step.
+        """
+        encoder_outputs = kwargs.pop("encoder_outputs", None)
+        if encoder_outputs is None:
+            if inputs is not None and kwargs.get("pixel_values") is not None:
+                raise ValueError("only one of `inputs` and `pixel_values` may be given, got both")
+            pixel_values = kwargs.pop("pixel_values", None)
+            settings = kwargs.get("generation_config") or self.generation_config
+            wanted = {
+                name: kwargs.get(name, getattr(settings, name, None))
+                for name in ("output_attentions", "output_hidden_states")
+            }
+            encoder_outputs = self.get_encoder()(
+                pixel_values=pixel_values if inputs is None else inputs,
+                image_features=kwargs.pop("image_features", None),
+                grid=kwargs.pop("grid", None),
+                **wanted,
+            )
+            inputs = None
+        outputs = super().generate(inputs, *args, encoder_outputs=encoder_outputs, **kwargs)
+        if isinstance(outputs, ModelOutput):
+            outputs.grid = getattr(encoder_outputs, "grid", None)
+            for name in ("decoder_attentions", "cross_attentions"):
+                steps = getattr(outputs, name, None)
+                if steps is not None and all(step is None or all(layer is None for layer in step) for step in steps):
+                    setattr(outputs, name, None)
+        return outputs
+
+    def attention_maps(
+        self, outputs, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None
+    ) -> torch.FloatTensor:
+        """
+        Attention over the image for each generated token.
+
+        Args:
+            outputs: what `generate(output_attentions=True, return_dict_in_generate=True)` returned.
+            grid: (h, w), the rows and columns of regions, by default those in `outputs`.
+            layer: decoder layer.
+            head: attention head; the mean over heads if `None`.
+
+        Returns:
+            (N, tokens, h, w): weights over the grid for every generated token of every returned sequence, EOS
+            included, zero after EOS.
+
+        Raises:
+            ValueError: if there are no attentions in `outputs`, the grid is not known, or it does not have as many
+                cells as there are regions.
+        """
+        cross_attentions = getattr(outputs, "cross_attentions", None)
+        if cross_attentions is None or cross_attentions[0] is None:
+            why = "" if self.config.attends else " and a model that attends"
+            raise ValueError(
+                "`outputs` must come from generate(output_attentions=True, return_dict_in_generate=True)"
+                f"{why}, got no cross_attentions"
+            )
+        num_regions = cross_attentions[0][layer].shape[-1]
+        if grid is None:
+            grid = getattr(outputs, "grid", None)
+        if grid is None:
+            raise ValueError(
+                f"`grid` must be given for the {num_regions} regions, since `outputs` come from features without one, "
+                "got None"
+            )
+        if grid[0] * grid[1] != num_regions:
+            raise ValueError(f"`grid` must have {num_regions} cells, one per region, got {tuple(grid)}")
+
+        steps = len(cross_attentions)
+        generated = outputs.sequences[:, -steps:] if steps else outputs.sequences[:, :0]
+        beam_indices = getattr(outputs, "beam_indices", None)
+        if beam_indices is None:
+            rows = torch.arange(len(generated), device=generated.device)[:, None].expand(-1, steps)
+        else:
+            # Beam search returns no more tokens than its longest returned sequence, fewer than the steps it ran.
+            generated = outputs.sequences[:, outputs.sequences.shape[1] - beam_indices.shape[1] :]
+            steps = min(steps, beam_indices.shape[1])
+            rows = beam_indices[:, :steps].clamp(min=0)
+        maps = []
+        for step in range(steps):
+            weights = cross_attentions[step][layer][rows[:, step], :, -1]  # (N, heads, L)
+            maps.append(weights.mean(1) if head is None else weights[:, head])
+        maps = torch.stack(maps, dim=1)  # (N, tokens, L)
+        after = self.ends_before(generated[:, :steps]).to(maps.device)
+        return maps.masked_fill(after[..., None], 0).unflatten(-1, tuple(grid))
