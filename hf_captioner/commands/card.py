@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoConfig, HfArgumentParser
 
-from ..models.model_card import model_card
+from ..models.sharing_captioner import model_card
 from . import run
 
 TEMPLATE = Path(__file__).parents[1] / "sharing" / "card_template.md"

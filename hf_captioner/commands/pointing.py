@@ -66,9 +66,8 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
         outputs = model.generate(
             pixel_values=pixels, num_beams=num_beams, output_attentions=True, return_dict_in_generate=True
         )
-        _, grid = model.vision_encoder(pixels)
         layers = range(len(outputs.cross_attentions[0]))
-        maps = {f"pointing_layer_{layer}": model.attention_maps(outputs, grid=grid, layer=layer) for layer in layers}
+        maps = {f"pointing_layer_{layer}": model.attention_maps(outputs, layer=layer) for layer in layers}
         maps["pointing"] = sum(maps.values()) / len(layers)
         captions = decode_captions(processor.tokenizer, outputs.sequences)
         for index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
@@ -80,7 +79,7 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
                 named += 1
                 for name, weights in maps.items():
                     hits[name] = hits.get(name, 0) + is_hit(weights[index, place], box)
-                near = is_hit(maps["pointing"][index, place], box, margin=IMAGE_SIZE / grid[1])
+                near = is_hit(maps["pointing"][index, place], box, margin=IMAGE_SIZE / outputs.grid[1])
                 hits["pointing_near"] = hits.get("pointing_near", 0) + near
                 phrase = maps["pointing"][index, max(place - 2, 0) : place + 1]
                 looked = any(is_hit(word, box) for word in phrase)

@@ -223,7 +223,7 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
     rows = dataset.select(range(min(count, len(dataset))))
     model.eval()
     pixels = processor(images=rows["image"][:], return_tensors="pt")["pixel_values"].to(model.device)
-    attends = getattr(model.config, "attention", None) != "none"
+    attends = model.config.attends
     outputs = model.generate(pixel_values=pixels, output_attentions=attends, return_dict_in_generate=True)
     captions = decode_captions(processor.tokenizer, outputs.sequences.cpu())
     samples = [{"caption": c, "references": r} for c, r in zip(captions, rows["captions"][:], strict=True)]
@@ -234,8 +234,7 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
         image.thumbnail((224, 224))
         image.save(folder / "examples" / f"{index}.jpg")
     if attends:
-        _, grid = model.vision_encoder(pixels)
-        maps = model.attention_maps(outputs, grid=grid)[:4].cpu()
+        maps = model.attention_maps(outputs)[:4].cpu()
         words = [[word for word in token_texts(processor.tokenizer, row)] for row in outputs.sequences[:4, 1:].cpu()]
         said = [weights.flatten(1).sum(1) > 0 for weights in maps]  # nothing after the end
         save_attention_picture(

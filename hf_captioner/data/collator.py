@@ -34,12 +34,12 @@ class CaptionCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: dictionaries with `image` or `image_features` (L, D), `captions` (a list of texts) and perhaps
-                `index`.
+            rows: dictionaries with `image`, or `image_features` (L, D) and perhaps their `grid` (h, w); `captions` (a
+                list of texts); and perhaps `index`.
 
         Returns:
-            `pixel_values` (B, 3, H, W) or `image_features` (B, L, D); `labels` (B, k, T), -100 where there is no token
-            or no caption; `index` (B,) if the rows have it.
+            `pixel_values` (B, 3, H, W), or `image_features` (B, L, D) and `grid` (B, 2); `labels` (B, k, T), -100
+            where there is no token or no caption; `index` (B,) if the rows have it.
         """
         cached = "image_features" in rows[0]
         batch = self.processor(
@@ -49,6 +49,7 @@ class CaptionCollator:
         )
         if cached:
             batch["image_features"] = torch.stack([row["image_features"] for row in rows])
-        if "index" in rows[0]:
-            batch["index"] = torch.tensor([row["index"] for row in rows])
+        for name in ("grid", "index"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         return dict(batch)

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 class FeatureDataset(Dataset):
     """
-    Rows whose image is replaced by its features, read from the file when asked for.
+    Rows whose `image` is replaced by its `image_features` (L, D), read from the file when asked for, and their `grid`
+    (h, w).
 
     Args:
         rows: a data set with `captions`, and perhaps other columns, as long as the file.
@@ -24,6 +25,8 @@ class FeatureDataset(Dataset):
     def __init__(self, rows, path: str | Path):
         self.rows = rows.remove_columns("image") if "image" in rows.column_names else rows
         self.path = str(path)
+        with safe_open(self.path, framework="pt") as file:
+            self.grid = tuple(json.loads(file.metadata()["grid"]))
         self._features = None
 
     def __len__(self) -> int:
@@ -32,7 +35,7 @@ class FeatureDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         if self._features is None:  # opened by each worker process for itself
             self._features = safe_open(self.path, framework="pt").get_slice("features")
-        return {**self.rows[index], "image_features": self._features[index]}
+        return {**self.rows[index], "image_features": self._features[index], "grid": self.grid}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_features": None}
@@ -40,7 +43,7 @@ class FeatureDataset(Dataset):
 
 def _fingerprint(dataset, vision_encoder, image_processor) -> str:
     """Changes with the weights, the preprocessing and the images."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"features and grid")
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -68,7 +71,10 @@ def cache_features(
         num_workers: processes that read images.
 
     Returns:
-        [`FeatureDataset`] with `image_features` (L, D) instead of `image`.
+        [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.
+
+    Raises:
+        ValueError: if the images do not all give the same grid.
     """
     folder = Path(folder)
     path = folder / f"features-{_fingerprint(dataset, vision_encoder, image_processor)}.safetensors"
@@ -85,19 +91,21 @@ def cache_features(
     loader = DataLoader(
         dataset.select_columns(["image"]), batch_size=batch_size, num_workers=num_workers, collate_fn=collate
     )
-    features, start = None, 0
+    features, grid, start = None, None, 0
     with tqdm(total=len(dataset), desc="caching features", unit="image") as progress:
         for pixels in loader:
-            regions = vision_encoder(pixels.to(device))[0].cpu()
+            regions, this_grid = vision_encoder(pixels.to(device))
             if features is None:
-                features = regions.new_empty(len(dataset), *regions.shape[1:])
+                features, grid = torch.empty(len(dataset), *regions.shape[1:], dtype=regions.dtype), this_grid
+            if this_grid != grid:
+                raise ValueError(f"all images must give the same grid of regions, got {grid} and {this_grid}")
             features[start : start + len(regions)] = regions
             start += len(regions)
             progress.update(len(regions))
     vision_encoder.train(was_training)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file({"features": features}, unfinished)
+        save_file({"features": features}, unfinished, metadata={"grid": json.dumps(grid)})
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

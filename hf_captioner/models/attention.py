@@ -1,8 +1,10 @@
 """
 Attention of decoder rows to the regions of their image, and positions of words and regions.
 
-Everything on the image's side exists once per image. With B images and N = B * k rows, the k rows of an image
-adjacent, queries are viewed as (B, k, ...) against keys and values (B, heads, L, ...); k is read from the shapes.
+A row is one caption in the decoder: a reference caption in training, a beam or a sample in generation. Several rows may
+belong to the same image; what is computed from the image (regions, keys, values) exists once per image and is not
+repeated for its rows. With B images and N = B * k rows, where the k rows of an image are adjacent, queries are viewed as
+(B, k, ...) against keys and values (B, heads, L, ...); k follows from the shapes.
 """
 
 import torch
@@ -14,7 +16,7 @@ def rows_per_image(num_rows: int, num_images: int) -> int:
     The number k of decoder rows that each image has.
 
     Raises:
-        ValueError: if the rows cannot be dealt evenly to the images.
+        ValueError: if the number of rows is not a multiple of the number of images.
     """
     if num_rows % num_images:
         raise ValueError(f"decoder rows must be a multiple of the images: {num_rows} rows, {num_images} images")
@@ -29,8 +31,8 @@ class RegionProjection(nn.Module):
         region_size: channels of a region (D).
         key_size: width of all heads' keys together (A).
         num_heads: number of heads.
-        project_values: whether values are projected as well; else the regions themselves are averaged.
-        bias: whether the projections have one.
+        project_values: whether values are projected as well; otherwise the regions themselves are the values.
+        bias: whether the projections have a bias.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class AdditiveAlignment(Alignment):
     """
     e = v · tanh(W_k a + W_q h + b): Bahdanau et al. 2015, appendix A.1.2; Xu et al. 2015, equation 4.
 
-    The keys hold W_k a + b. Adding a constant to v · tanh(...) would not change the weights, so v has no bias.
+    The keys hold W_k a + b. softmax ignores a constant that is added to all scores, so v needs no bias.
     """
 
     title = "additive"
@@ -122,7 +124,7 @@ class AdditiveAlignment(Alignment):
         query = self.query(state).unflatten(0, (keys.shape[0], -1))  # (B, k, A)
         if torch.is_grad_enabled():
             scores = self.score(torch.tanh(keys[:, None] + query[:, :, None]))[..., 0]
-        else:  # one row of every image at a time: beams cost no (B, k, L, A)
+        else:  # one row per image at a time, so that (B, k, L, A) is never allocated
             scores = torch.stack(
                 [self.score(torch.tanh(keys + row[:, None]))[..., 0] for row in query.unbind(1)], dim=1
             )
@@ -145,7 +147,7 @@ class BilinearAlignment(Alignment):
     def region_projection(cls, config, region_size: int) -> RegionProjection:
         """Keys W a (B, 1, L, H), the regions as values."""
         projection = RegionProjection(region_size, config.hidden_size, bias=False)
-        # Nothing divides the scores, and softmax must not begin where it is flat: W carries the scale.
+        # Unscaled scores would be so large at first that softmax saturates and passes no gradient.
         projection.key.init_gain = config.hidden_size**-0.5
         return projection
 
@@ -170,7 +172,8 @@ class DotProductAlignment(Alignment):
         self.query = nn.Linear(config.hidden_size, config.attention_size)
         inverse_root = (config.attention_size // self.num_heads) ** -0.5
         self.scale = inverse_root if self.is_scaled else 1.0
-        # Scores that nothing divides would begin where softmax is flat: there the weights carry the scale.
+        # Unscaled scores would be so large at first that softmax saturates and passes no gradient, so the factor
+        # 1 / sqrt(d) is put into the initial weights.
         self.query.init_gain = 1.0 if self.is_scaled else inverse_root
 
     @classmethod
@@ -218,9 +221,9 @@ def sinusoidal_positions(positions: torch.Tensor, width: int, dtype: torch.dtype
     PE(pos, 2i) = sin(pos / 10000^(2i / width)), PE(pos, 2i + 1) = cos of the same: Vaswani et al. 2017, section 3.5.
 
     Args:
-        positions: of any shape and size; there is no table that ends somewhere.
+        positions: any shape, any values: the embeddings are computed, not looked up in a table of limited length.
         width: channels, an even number.
-        dtype: of the result; the angles have at least single precision.
+        dtype: of the result; the angles are computed in single precision or better.
 
     Returns:
         (*positions.shape, width).
@@ -233,7 +236,7 @@ def sinusoidal_positions(positions: torch.Tensor, width: int, dtype: torch.dtype
 
 def grid_positions(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """
-    Sinusoidal positions of a grid (h, w), row by row: the first half of the channels says the row, the second half the
+    Sinusoidal positions of a grid (h, w), row by row: the first half of the channels encodes the row, the second half the
     column (Parmar et al. 2018, section 3.1).
 
     Args:
@@ -251,18 +254,18 @@ def grid_positions(grid: tuple[int, int], width: int, dtype: torch.dtype, device
 
 
 def soft_selection(scores: torch.Tensor) -> torch.Tensor:
-    """Weights of the expected region: softmax of scores (..., L) over the regions."""
+    """Soft attention weights: softmax of the scores (..., L) over the regions."""
     return scores.softmax(dim=-1)
 
 
 def hard_selection(scores: torch.Tensor, sample: bool) -> torch.Tensor:
     """
-    Weights of one region: 1 for it and 0 for the others (Xu et al. 2015, equations 8 and 9). No gradient reaches the
-    scores.
+    Hard attention weights: 1 for the chosen region and 0 for all others (Xu et al. 2015, equations 8 and 9). The choice
+    is not differentiable: no gradient reaches the scores.
 
     Args:
         scores: (..., L).
-        sample: whether the region is drawn from softmax(scores), or is the most probable one.
+        sample: whether to sample the region from softmax(scores); otherwise the most probable one is taken.
 
     Returns:
         (..., L).
@@ -277,6 +280,8 @@ def hard_selection(scores: torch.Tensor, sample: bool) -> torch.Tensor:
 
 def weighted_context(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """
+    Weighted sum of the values, heads concatenated.
+
     Args:
         weights: (B, heads, k, L).
         values: (B, heads, L, d).

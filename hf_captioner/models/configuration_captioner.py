@@ -95,6 +95,10 @@ class CaptionerConfig(PreTrainedConfig):
         """Whether the decoder looks at single regions, so that there are attention maps."""
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """The decoder in words, as the card says it; every family has its own."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it configures in `describe`")
+
     def _refuse_unknown(self, kwargs):
         known = _COMMON_KWARGS | set(GenerationConfig().to_dict())
         for name, value in kwargs.items():

@@ -109,6 +109,13 @@ class RnnCaptionerConfig(CaptionerConfig):
     def attends(self) -> bool:
         return self.alignment is not None
 
+    def describe(self) -> str:
+        """The decoder in words, as the card says it."""
+        attention = "without attention"
+        if self.attends:
+            attention = f"with {self.attention_sampling} {self.alignment.title} attention"
+        return f"an RNN ({self.cell.upper()}, layers: {self.num_layers}, width {self.hidden_size}) {attention}"
+
     def validate_choices(self):
         """Every named choice is a known one."""
         for name, choices in (

@@ -61,6 +61,13 @@ class TransformerCaptionerConfig(CaptionerConfig):
     def attends(self) -> bool:
         return True
 
+    def describe(self) -> str:
+        """The decoder in words, as the card says it."""
+        return (
+            f"a Transformer with {self.encoder_layers} encoder layers and {self.decoder_layers} decoder layers of "
+            f"width {self.hidden_size} and {self.num_attention_heads} heads"
+        )
+
     def validate_choices(self):
         """Every named choice is a known one."""
         for name, choices in (

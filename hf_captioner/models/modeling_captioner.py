@@ -4,10 +4,8 @@ import copy
 import difflib
 import inspect
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
-from huggingface_hub import create_repo, file_exists, upload_file
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -17,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from .attention import rows_per_image
 from .generation_captioner import CaptionerGenerationMixin
 from .loss_captioner import CaptionerLossMixin, CaptionerOutput
-from .model_card import model_card
+from .sharing_captioner import CaptionerSharingMixin
 from .vision_encoder import VisionEncoder, load_vision_model
 
 _DECODER_OUTPUT = ("last_hidden_state", "past_key_values", "hidden_states", "attentions", "cross_attentions")
@@ -224,7 +222,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
 
 
 class CaptionerForConditionalGeneration(
-    CaptionerGenerationMixin, CaptionerLossMixin, CaptionerPreTrainedModel, GenerationMixin
+    CaptionerGenerationMixin, CaptionerLossMixin, CaptionerSharingMixin, CaptionerPreTrainedModel, GenerationMixin
 ):
     """
     A captioner with a language model head, for training and `generate()`.
@@ -249,43 +247,6 @@ class CaptionerForConditionalGeneration(
 
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
-
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """
-        As in transformers, and a card where there is none. The auto classes and the pipeline find all that they need
-        in the folder.
-        """
-        if self._auto_class is not None:
-            # What copies the code's files finds the pipeline's by this line.
-            from .pipeline_captioner import TASK, ImageCaptioningPipeline
-
-            # All anew: a model that came from the Hub names the classes of the repository that it came from.
-            config, model, pipeline = (
-                f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
-                for cls in (type(self.config), type(self), ImageCaptioningPipeline)
-            )
-            auto = "AutoModelForImageTextToText"
-            self.config.auto_map = {"AutoConfig": config, "AutoModel": model, auto: model}
-            self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": [auto]}}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        card = Path(save_directory, "README.md")
-        if is_main_process and not card.exists():
-            model_card(self.config, card.absolute().parent.name).save(card)
-
-    def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """As in transformers, with our card in place of its empty form where the repository has none."""
-        token = kwargs.get("token")
-        repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
-        if not kwargs.get("create_pr") and not file_exists(repo_id, "README.md", token=token):
-            card = str(model_card(self.config, repo_id)).encode()
-            upload_file(
-                path_or_fileobj=card,
-                path_in_repo="README.md",
-                repo_id=repo_id,
-                token=token,
-                commit_message="Upload card",
-            )
-        return super().push_to_hub(repo_id, **kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """

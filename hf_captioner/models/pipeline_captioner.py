@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from os import PathLike
 
-import torch
 from transformers import Pipeline
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
@@ -15,7 +14,7 @@ TASK = "image-captioning"
 
 class ImageCaptioningPipeline(Pipeline):
     """
-    Captions images with any captioner and tells how sure it is.
+    Captions images with any captioner and returns a confidence for each caption and token.
 
         captioner = pipeline("image-captioning", model="folder or Hub name", trust_remote_code=True)
         captioner("photo.jpg", num_beams=3)
@@ -30,28 +29,30 @@ class ImageCaptioningPipeline(Pipeline):
         """
         Args:
             images: a path, a URL, base64 text, a PIL image or an array ((H, W), (H, W, 3) or (3, H, W); integers up
-                to 255 or fractions up to 1); or a list, a tuple or a column of a `datasets.Dataset` of these. A torch
-                data set and a generator are read lazily and give an iterator.
+                up to 255 or floats up to 1); or a list, a tuple or a column of a `datasets.Dataset` of these. For a
+                torch data set or a generator an iterator is returned, which reads images as it goes.
             prompt: text that every caption begins with.
-            attention: whether to return where the model looked.
+            attention: whether to return attention maps.
             batch_size: images at a time, 1 by default.
             timeout: seconds to wait for a URL.
-            generate_kwargs: options of `generate()`, as a dictionary; any other keyword is one, too, such as
-                `num_beams`, `do_sample`, `num_return_sequences` or `max_new_tokens`. Defaults are the model's own.
+            generate_kwargs: options of `generate()` as a dictionary; they may also be given as keyword arguments, such
+                as `num_beams`, `do_sample`, `num_return_sequences` or `max_new_tokens`. Defaults are those of the
+                model's generation configuration.
 
         Returns:
             for one image a list of `num_return_sequences` dictionaries, for several images a list of such lists:
-            `generated_text`; `score`, the geometric mean of the tokens' probabilities, in (0, 1]; `tokens`, of which
-            each has its text as `token` and, as `probability`, what the model gave it after all before it (whatever
-            the search did with it), the end token included and the prompt not; with `attention=True`, `attention`
-            (tokens, h, w), the weights of the last layer over the grid of regions, mean over heads.
+            `generated_text`; `score`, the geometric mean of the tokens' probabilities, in (0, 1]; `tokens`, with one
+            dictionary per generated token (EOS included, prompt excluded): its text as `token` and, as `probability`,
+            the model's probability of it given the tokens before it, before any changes by beam search, temperature or
+            suppressed tokens; with `attention=True`, `attention` (tokens, h, w), the weights of the last layer over
+            the grid of regions, averaged over heads.
 
         Raises:
-            ValueError: if an image cannot be read, or attention is asked of a model without.
+            ValueError: if an image cannot be read, or attention is requested from a model without attention.
             TypeError: if an image is of an unknown kind.
         """
         if isinstance(images, Sequence) and not isinstance(images, (str, bytes, list)):
-            # What a data set's column holds is decoded one by one and not all at once.
+            # A column of a data set is read image by image; a list of it would decode all images at once.
             return list(super().__call__((image for image in images), **kwargs))
         if isinstance(images, list) and not images:
             return []
@@ -60,7 +61,7 @@ class ImageCaptioningPipeline(Pipeline):
     def _sanitize_parameters(self, prompt=None, timeout=None, attention=None, generate_kwargs=None, **options):
         preprocess = {"prompt": prompt, "timeout": timeout}
         forward = {"attention": attention, "generate_kwargs": {**(generate_kwargs or {}), **options} or None}
-        # What is not said in a call is as it was said to `pipeline()`.
+        # What is left out of a call must not override what was given to `pipeline()`.
         preprocess, forward = (
             {name: value for name, value in part.items() if value is not None} for part in (preprocess, forward)
         )
@@ -78,8 +79,8 @@ class ImageCaptioningPipeline(Pipeline):
         model = self.model
         pixels = inputs["pixel_values"].to(model.dtype)
         prompt = inputs["decoder_input_ids"]
-        if attention and getattr(model.config, "attention", None) == "none":
-            raise ValueError("`attention` needs a model that attends, got one with attention='none'")
+        if attention and not model.config.attends:
+            raise ValueError(f"`attention` needs a model that attends, got {model.config.describe()}")
         encoder_outputs = model.get_encoder()(pixel_values=pixels)
         sequences = model.generate(
             encoder_outputs=encoder_outputs,
@@ -87,7 +88,8 @@ class ImageCaptioningPipeline(Pipeline):
             **{**(generate_kwargs or {}), "return_dict_in_generate": False},
         )  # (N, S), N = B * k
         length = sequences.shape[1] - prompt.shape[1]
-        # Read once more what was said: beams, temperature and suppressed tokens change a search's own scores.
+        # A second forward pass over the generated tokens gives the model's own probabilities; the scores of
+        # `generate()` are changed by beam search, temperature and suppressed tokens.
         reading = model(
             encoder_outputs=encoder_outputs,
             decoder_input_ids=sequences[:, :-1],
@@ -98,20 +100,21 @@ class ImageCaptioningPipeline(Pipeline):
         log_probabilities = reading.logits.float().log_softmax(-1).gather(-1, sequences[:, -length:, None])[..., 0]
         outputs = {"sequences": sequences, "log_probabilities": log_probabilities}
         if attention:
-            _, grid = model.vision_encoder(pixels[:1])
-            outputs["attention"] = reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, grid)
+            outputs["attention"] = (
+                reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, encoder_outputs.grid)
+            )
         return {name: tensor.unflatten(0, (len(pixels), -1)) for name, tensor in outputs.items()}  # (B, k, ...)
 
     def postprocess(self, outputs):
         config, tokenizer = self.model.config, self.processor.tokenizer
-        eos = torch.as_tensor(self.model.generation_config.eos_token_id or config.eos_token_id)
         captions = []
         for row, (ids, logs) in enumerate(zip(outputs["sequences"][0], outputs["log_probabilities"][0], strict=True)):
-            said = ids[-len(logs) :]
-            ended = torch.isin(said, eos).cumsum(0) - torch.isin(said, eos).long() > 0
-            real = ~ended & (said != (-1 if config.pad_token_id is None else config.pad_token_id))
+            generated = ids[-len(logs) :]
+            real = ~self.model.ends_before(generated)
+            if config.pad_token_id is not None:
+                real &= generated != config.pad_token_id
             probabilities = logs[real].exp().tolist()
-            texts = token_texts(tokenizer, said[real].tolist())
+            texts = token_texts(tokenizer, generated[real].tolist())
             captions.append(
                 {
                     "generated_text": tokenizer.decode(ids, skip_special_tokens=True).strip(),
@@ -127,7 +130,7 @@ class ImageCaptioningPipeline(Pipeline):
         return captions
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; and the processor, which that leaves out."""
+        """As in transformers, which does not save the processor; here it is saved, too."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 

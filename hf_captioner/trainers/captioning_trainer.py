@@ -15,6 +15,7 @@ from transformers.utils import PushInProgress
 from ..metrics import CaptionMetrics
 from ..models.tokenization_captioner import decode_captions
 
+IMAGE_INPUTS = ("pixel_values", "image_features", "grid")  # of a batch, what an encoder takes
 _SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner's folder is made of
 
 
@@ -139,7 +140,7 @@ class CaptioningTrainer(Seq2SeqTrainer):
         index, labels = inputs.get("index"), inputs.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             encoder_outputs = self.model.get_encoder()(
-                pixel_values=inputs.get("pixel_values"), image_features=inputs.get("image_features")
+                **{name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
             )
             loss = None if labels is None else self.model(encoder_outputs=encoder_outputs, labels=labels).loss.detach()
             if prediction_loss_only or not self.args.predict_with_generate:

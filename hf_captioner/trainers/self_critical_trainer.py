@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from ..metrics import CaptionReward, tokenize
 from ..metrics.collapse import ends_badly
-from .captioning_trainer import CaptioningTrainer
+from .captioning_trainer import IMAGE_INPUTS, CaptioningTrainer
 
 BASELINES = ("greedy", "leave_one_out")
 
@@ -91,7 +91,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
             raise ValueError(
                 f"`index` must be below the number of `references`, {len(self.references)}, got {max(images)}"
             )
-        seen = {name: inputs[name] for name in ("pixel_values", "image_features") if name in inputs}
+        seen = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
         with without_dropout(self.model):
             start = time.perf_counter()
             labels, greedy = self._sample(seen)

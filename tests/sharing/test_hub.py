@@ -26,6 +26,7 @@ from hf_captioner.data import shapes_dataset
 LOAD = "tests/testing/hub_load.py"
 PATHS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
 FAMILIES = {"rnn_captioner": "Rnn", "transformer_captioner": "Transformer"}
+MODEL = "RnnCaptionerForConditionalGeneration"
 pytestmark = pytest.mark.slow
 
 
@@ -50,6 +51,7 @@ def hub(home):
     """The Hub, with all kinds pushed to it, and with damaged copies of one of them."""
     with HubServer() as hub:
         hub.drop = [r"PUT /objects/"]
+        hub.add("user/own-card", {"README.md": b"---\ntags: [mine]\n---\nMy own words.\n"})
         run("tests/testing/hub_push.py", home, PYTHONPATH=PATHS, **hub.environment(home / "pusher"))
         files = hub.repositories["user/additive"].files()
         config = json.loads(files["config.json"]) | {"hidden_size": 20}
@@ -176,6 +178,28 @@ def test_missing_code_is_named(alone):
     assert "user/no-attention" in errors["code"] and "attention.py" in errors["code"]
 
 
+def test_a_push_to_a_branch_leaves_the_main_one_alone(hub):
+    repository = hub.repositories["user/branch-only"]
+    assert repository.messages == [("main", "initial commit"), ("dev", f"Upload {MODEL}")]
+    assert set(repository.files()) <= {".gitattributes"}
+    assert 'model="user/branch-only"' in ModelCard(repository.files("dev")["README.md"].decode()).text
+
+
+def test_a_card_that_is_there_stays(hub):
+    """Also when a saved folder is pushed, and with tags that are added."""
+    repository = hub.repositories["user/own-card"]
+    card = ModelCard(repository.files()["README.md"].decode())
+    assert card.text.strip() == "My own words." and card.data.tags == ["mine", "theirs"]
+    messages = [message for _, message in repository.messages]
+    assert messages == ["initial commit", f"Upload {MODEL}", "saved and pushed"]
+    assert "model.safetensors" in repository.files()
+
+
+def test_saving_and_pushing_in_one_call_has_the_card(hub):
+    card = ModelCard(hub.repositories["user/saved"].files()["README.md"].decode())
+    assert 'model="user/saved"' in card.text and card.data.pipeline_tag == "image-to-text"
+
+
 def test_a_private_repository_opens_with_its_token_only(hub, alone):
     assert hub.repositories["user/private"].private and not hub.repositories["user/additive"].private
     found = json.loads((alone / "found.json").read_text())
@@ -203,7 +227,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     """Exactly these files, none of them a pickle; and the same when a process saves what it has from the Hub."""
     name = family(kind)
     code = {"configuration_captioner", f"configuration_{name}", "modeling_captioner", f"modeling_{name}"}
-    code |= {"attention", "vision_encoder", "model_card", "pipeline_captioner", "tokenization_captioner"}
+    code |= {"attention", "vision_encoder", "sharing_captioner", "pipeline_captioner", "tokenization_captioner"}
     code |= {"processing_captioner", "image_processing_captioner"}
     code |= {"recurrent_cache"} if name == "rnn_captioner" else set()
     data = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "README.md"}

@@ -67,6 +67,12 @@ def main(folder: Path) -> None:
     model.push_to_hub("user/private", private=True)
     changed = tiny_model(seed=1, attention="additive")
     changed.push_to_hub("user/additive", revision="changed")
+    changed.push_to_hub("user/branch-only", revision="dev")
+    changed.push_to_hub("user/own-card", tags=["theirs"])
+    tiny_model(seed=2, attention="additive").save_pretrained(
+        folder / "pushed", push_to_hub=True, repo_id="user/own-card", commit_message="saved and pushed"
+    )
+    changed.save_pretrained(folder / "saved", push_to_hub=True, repo_id="user/saved")
     with torch.no_grad():
         expected["changed.logits"] = changed(**inputs).logits
     save_file(expected, folder / "expected.safetensors")

@@ -9,8 +9,9 @@ from hf_captioner import (
     TransformerCaptionerConfig,
     TransformerCaptionerForConditionalGeneration,
 )
+from hf_captioner.models.configuration_rnn_captioner import ATTENTIONS as ATTENTION_CLASSES
 
-ATTENTIONS = ("none", "additive", "dot", "scaled_dot", "multi_head")
+ATTENTIONS = tuple(ATTENTION_CLASSES)
 VOCAB = 40
 IMAGE = 32
 
@@ -62,7 +63,12 @@ _FACTORS = {
 def tiny_config(model_type: str = "rnn_captioner", **changes) -> RnnCaptionerConfig | TransformerCaptionerConfig:
     settings = dict(vision_config=tiny_vision(), vocab_size=VOCAB, hidden_size=16, num_attention_heads=2, dropout=0.0)
     if model_type == "rnn_captioner":
-        return RnnCaptionerConfig(**{**settings, "attention_size": 8, **changes})
+        settings["attention_size"] = 8
+        alignment = ATTENTION_CLASSES.get(changes.get("attention", "additive"))
+        for name in ("attention_size", "num_attention_heads"):
+            if alignment is None or name not in alignment.fields:
+                settings.pop(name)
+        return RnnCaptionerConfig(**{**settings, **changes})
     settings |= dict(encoder_layers=2, decoder_layers=2, intermediate_size=24)
     return TransformerCaptionerConfig(**{**settings, **changes})
 
