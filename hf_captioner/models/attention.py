@@ -1,10 +1,10 @@
 """
 Attention of decoder rows to the regions of their image, and positions of words and regions.
 
-A row is one caption in the decoder: a reference caption in training, a beam or a sample in generation. Several rows may
-belong to the same image; what is computed from the image (regions, keys, values) exists once per image and is not
-repeated for its rows. With B images and N = B * k rows, where the k rows of an image are adjacent, queries are viewed as
-(B, k, ...) against keys and values (B, heads, L, ...); k follows from the shapes.
+A row is one caption in the decoder: a reference caption in training, a beam or a sample in generation. Several rows
+may belong to the same image; what is computed from the image (regions, keys, values) exists once per image and is not
+repeated for its rows. With B images and N = B * k rows, where the k rows of an image are adjacent, queries are viewed
+as (B, k, ...) against keys and values (B, heads, L, ...); k follows from the shapes.
 """
 
 import torch
@@ -236,8 +236,8 @@ def sinusoidal_positions(positions: torch.Tensor, width: int, dtype: torch.dtype
 
 def grid_positions(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """
-    Sinusoidal positions of a grid (h, w), row by row: the first half of the channels encodes the row, the second half the
-    column (Parmar et al. 2018, section 3.1).
+    Sinusoidal positions of a grid (h, w), row by row: the first half of the channels encodes the row, the second half
+    the column (Parmar et al. 2018, section 3.1).
 
     Args:
         grid: rows and columns.
@@ -260,8 +260,8 @@ def soft_selection(scores: torch.Tensor) -> torch.Tensor:
 
 def hard_selection(scores: torch.Tensor, sample: bool) -> torch.Tensor:
     """
-    Hard attention weights: 1 for the chosen region and 0 for all others (Xu et al. 2015, equations 8 and 9). The choice
-    is not differentiable: no gradient reaches the scores.
+    Hard attention weights: 1 for the chosen region and 0 for all others (Xu et al. 2015, equations 8 and 9). The
+    choice is not differentiable: no gradient reaches the scores.
 
     Args:
         scores: (..., L).

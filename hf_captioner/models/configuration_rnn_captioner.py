@@ -127,7 +127,7 @@ class RnnCaptionerConfig(CaptionerConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.attention == "none" and self.attention_sampling == "hard":
             raise ValueError(
-                '`attention_sampling` must be "soft" when `attention` is "none", which chooses no region, got "hard"'
+                '`attention_sampling` must be "soft" with `attention="none"`, which chooses no region, got "hard"'
             )
 
     def validate_ignored_fields(self):

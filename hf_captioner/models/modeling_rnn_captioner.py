@@ -146,7 +146,8 @@ class RnnCaptionerEncoder(nn.Module):
         return output if return_dict or return_dict is None else output.to_tuple()
 
 
-class RnnCaptionerAttentionLayer(nn.Module):
+# Not "...Attention...": by that word transformers tells modules whose attention implementation it could choose.
+class RnnCaptionerAttendingLayer(nn.Module):
     """
     An LSTM or GRU layer with attention: at every step its input is the word and a context vector, computed by
     attention with the previous state as query (Xu et al. 2015, equations 1 to 5 and section 4.2.1 for the gate beta).
@@ -270,7 +271,7 @@ class RnnCaptionerDecoder(nn.Module):
         hidden = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
-        self.attention_layer = RnnCaptionerAttentionLayer(config, region_size) if config.attends else None
+        self.attention_layer = RnnCaptionerAttendingLayer(config, region_size) if config.attends else None
         num_plain = config.num_layers - config.attends
         rnn_class = nn.LSTM if config.cell == "lstm" else nn.GRU
         self.layers = None

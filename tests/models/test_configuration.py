@@ -1,5 +1,7 @@
 """Configurations: rules, names and round trips."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from testing.tiny_models import tiny_config, tiny_vision
@@ -59,8 +61,33 @@ def refused(changes, field, value):
     assert value in str(error.value)
 
 
-def test_heads_only_matter_to_multi_head():
-    assert tiny_config(attention="dot", num_attention_heads=3).num_attention_heads == 3
+@pytest.mark.parametrize(
+    "changes,field",
+    [
+        (dict(attention="dot", num_attention_heads=3), "num_attention_heads"),
+        (dict(attention="additive", num_attention_heads=1), "num_attention_heads"),
+        (dict(attention="general", attention_size=8), "attention_size"),
+        (dict(attention="none", attention_size=8), "attention_size"),
+        (dict(attention="none", context_mlp=True), "context_mlp"),
+    ],
+)
+def test_a_field_without_effect_is_refused(changes, field):
+    refused(changes, field, str(changes[field]))
+
+
+def test_fields_without_effect_in_an_older_file_are_dropped(tmp_path):
+    """Earlier versions wrote every field; such a folder still loads."""
+    tiny_config(attention="none").save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written |= {"attention_size": 8, "num_attention_heads": 2, "initializer_range": 0.02}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    loaded = RnnCaptionerConfig.from_pretrained(tmp_path)
+    assert loaded.attention_size is None and loaded.num_attention_heads is None
+
+
+def test_there_is_no_field_for_a_range_of_initial_weights():
+    """Weights are initialised by Xavier's rule, whatever such a field says."""
+    refused(dict(initializer_range=5.0), "initializer_range", "5.0")
 
 
 def test_fields_changed_while_loading_are_checked(tmp_path):

@@ -11,13 +11,17 @@ def _alignment(layer, config, state, regions, projection):
     kind = config.attention
     key, value = projection.key, projection.value
     heads = config.num_attention_heads if kind == "multi_head" else 1
-    width = config.attention_size // heads
+    width = (config.hidden_size if kind == "general" else config.attention_size) // heads
     found = []
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         scores = []
         for region in regions:
-            k = key.weight[part] @ region + key.bias[part]
+            k = key.weight[part] @ region
+            if kind == "general":  # h · W a
+                scores.append(state @ k)
+                continue
+            k = k + key.bias[part]
             if kind == "additive":
                 score = layer.alignment.score.weight[0] @ torch.tanh(k + layer.alignment.query.weight @ state)
             else:
