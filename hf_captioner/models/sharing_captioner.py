@@ -64,21 +64,26 @@ class CaptionerSharingMixin:
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
     ) -> None:
         """
-        As in transformers, and a card where there is none. The auto classes and the pipeline find all that they need
-        in the folder.
+        As in transformers. Also writes a model card if the folder has none, and the code that `AutoModel` and
+        `pipeline()` need to load the model with `trust_remote_code=True`.
         """
         if self._auto_class is not None:
-            # What copies the code's files finds the pipeline's by this line.
+            # transformers copies the files that the modeling file imports from, itself or through others; this import
+            # makes it copy the pipeline's file, too.
             from .pipeline_captioner import TASK, ImageCaptioningPipeline
 
-            # All anew: a model that came from the Hub names the classes of the repository that it came from.
+            # Always rewritten: a model loaded from the Hub has entries that point to the repository it came from.
             config, model, pipeline = (
                 f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
                 for cls in (type(self.config), type(self), ImageCaptioningPipeline)
             )
             auto = "AutoModelForImageTextToText"
             self.config.auto_map = {"AutoConfig": config, "AutoModel": model, auto: model}
-            self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": [auto]}}
+            packages = {cls.__module__.rpartition(".")[0] for cls in (type(self), ImageCaptioningPipeline)}
+            if (
+                len(packages) == 1
+            ):  # else the pipeline's file is not copied: a family from elsewhere needs this package
+                self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": [auto]}}
         # Pushed by our own `push_to_hub` below: transformers' would put its empty form in the card's place.
         pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)

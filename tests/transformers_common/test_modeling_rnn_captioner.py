@@ -81,6 +81,17 @@ class RnnCaptionerModelTestMixin(CaptionerModelTestMixin):
             outputs.cross_attentions[0][0, :, -1, 0].sum().backward()
             self.assertGreater(states[-1].grad.abs().sum(), 0)
 
+    def test_gradient_checkpointing_enable_disable(self):
+        """As upstream's, which demands a module per checkpoint: here every step of one module is one."""
+        model = self.head_class(self.model_tester.get_config())
+        flags = {name for name, module in model.named_modules() if hasattr(module, "gradient_checkpointing")}
+        self.assertTrue(any(name.startswith("model.decoder") for name in flags))
+        for enable in (True, False):
+            (model.gradient_checkpointing_enable if enable else model.gradient_checkpointing_disable)()
+            self.assertEqual(model.is_gradient_checkpointing, enable)
+            for name in flags:
+                self.assertEqual(model.get_submodule(name).gradient_checkpointing, enable)
+
     def test_training_overfit(self):
         # The penalty on the attention stays above zero when there are fewer words than regions.
         self.model_tester.settings["doubly_stochastic_lambda"] = 0
@@ -92,7 +103,13 @@ class AdditiveLstmTest(RnnCaptionerModelTestMixin, unittest.TestCase):
 
 
 class MultiHeadGruTest(RnnCaptionerModelTestMixin, unittest.TestCase):
-    settings = {"attention": "multi_head", "cell": "gru", "num_layers": 2, "tie_word_embeddings": True}
+    settings = {
+        "attention": "multi_head",
+        "num_attention_heads": 2,
+        "cell": "gru",
+        "num_layers": 2,
+        "tie_word_embeddings": True,
+    }
     num_attention_heads = 2
 
 

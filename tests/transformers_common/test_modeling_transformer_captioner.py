@@ -12,7 +12,7 @@ from hf_captioner import (
 
 from .model_testing import CaptionerModelTestMixin, ChoosingAttentionTestMixin
 
-_SIZES = {"encoder_layers": 2, "decoder_layers": 2, "intermediate_size": 24}
+_SIZES = {"num_attention_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "intermediate_size": 24}
 
 
 class TransformerCaptionerModelTestMixin(CaptionerModelTestMixin):

@@ -1,0 +1,1 @@
+"""What a stranger adds from outside the package: a family of captioners in two files."""
