@@ -58,11 +58,16 @@ class RowsPerImageGenerationMixin(GenerationMixin):
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        encoder_outputs, cache = model_kwargs["encoder_outputs"], model_kwargs.get("past_key_values")
+        is_static = getattr(cache, "is_compileable", False)  # it is made for all rows at once
+        if cache is not None and not is_static and 0 < cache.get_seq_length() < input_ids.shape[1]:
+            # A caption is continued with the cache of its beginning. transformers leaves out the tokens that the cache
+            # has only if a mask tells it that these are all of them.
+            if model_kwargs.get("decoder_attention_mask") is None:
+                model_kwargs = {**model_kwargs, "decoder_attention_mask": torch.ones_like(input_ids)}
         # All beams and samples of an image start with the same prompt, so the prompt is processed once per image and
         # the results (cache, logits) are repeated.
-        encoder_outputs, cache = model_kwargs["encoder_outputs"], model_kwargs.get("past_key_values")
         copies = rows_per_image(len(input_ids), len(encoder_outputs[0]))
-        is_static = getattr(cache, "is_compileable", False)  # it is made for all rows at once
         is_fresh = cache is None or not (is_static or cache.get_seq_length())
         # In training every row has its own dropout, and `sample_regions` draws regions for every row.
         is_random = self.training or model_kwargs.get("sample_regions")
