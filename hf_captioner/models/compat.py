@@ -1,6 +1,6 @@
 """
 Everything in this folder that touches transformers' private names, in one place: when a new version of transformers
-breaks something, it is most likely here. `tests/test_compat.py` has one test per entry, which fails first.
+breaks something, it is most likely here. `tests/models/test_model_hooks.py` has one test per entry, which fails first.
 
 Tried with transformers 5.17.0 and 5.23.0.
 """

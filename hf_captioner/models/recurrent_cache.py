@@ -8,7 +8,8 @@ class RecurrentLayer(CacheLayerMixin):
     """
     The state of one RNN layer after the last token it has read: (h, c) for an LSTM, (h,) for a GRU, each (N, H).
 
-    Nothing here belongs to an image: beam search reorders rows, and rows of one image share its regions elsewhere.
+    Only what belongs to a row is cached, because beam search reorders the cache row by row; what belongs to an image
+    is in the encoder's output.
     """
 
     supports_early_init = False
@@ -39,27 +40,21 @@ class RecurrentLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.num_tokens + query_length, 0
 
-    def _apply(self, function) -> None:
+    def _change_state(self, function) -> None:
         if self.state is not None:
             self.state = tuple(function(tensor) for tensor in self.state)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._apply(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._change_state(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._apply(lambda tensor: tensor[indices])
+        self._change_state(lambda tensor: tensor[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._apply(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self._change_state(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:
         self.state, self.num_tokens, self.is_initialized = None, 0, False
-
-    def offload(self) -> None:
-        self._apply(lambda tensor: tensor.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        """The layer's inputs decide the device; nothing to bring back ahead of time."""
 
 
 class RecurrentCache(Cache):

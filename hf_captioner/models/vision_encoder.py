@@ -9,20 +9,22 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .compat import use_eager_attention
 
-_DEFAULT_IMAGE_SIZE = 224  # CNN configurations name no size; any works for the probe
+_DEFAULT_IMAGE_SIZE = 224  # CNN configurations have no image size; `probe_layout` works with any
 
 
 @dataclass(frozen=True)
 class VisionLayout:
     """
-    What a vision model's output looks like; found once, by running the model without data.
+    The shape of a vision model's output, found by running the model once on the meta device (without data).
 
     Attributes:
         width: channels of a region (D).
-        stride: image pixels (height, width) behind a token; `None` for feature maps, whose shape says it.
+        stride: (height, width) in pixels of the patch that one token stands for; `None` for feature maps, whose shape
+            is the grid.
         num_prefix_tokens: class, distillation and register tokens in front of the patches.
         unused: names of parameters that the regions do not depend on (poolers, mask tokens).
-        chooses_attention: whether its attention can be computed in other ways than the eager one; a CNN has none.
+        chooses_attention: whether it supports an attention implementation other than eager (SDPA, FlashAttention);
+            false for a CNN.
     """
 
     width: int
@@ -50,10 +52,12 @@ def _token_stride(config: PreTrainedConfig, model: nn.Module) -> tuple[int, int]
 
 def probe_layout(config: PreTrainedConfig) -> VisionLayout:
     """
-    Runs a vision model of this configuration forward and backward on the meta device: no memory, no arithmetic.
+    Runs a vision model of this configuration forward and backward on the meta device, where tensors have shapes but no
+    data.
 
-    Transformers has no common name for the width of a vision model's output, nor for the parameters that its
-    `last_hidden_state` does not depend on, which would stop distributed training; shapes and autograd tell both.
+    transformers has no common attribute for the width of a vision model's output, nor for the parameters that do not
+    contribute to `last_hidden_state` (DistributedDataParallel fails if such parameters are trainable). The width is
+    read from the output's shape, the unused parameters from which gradients are missing.
 
     Raises:
         ValueError: if the model does not return feature maps or a grid of tokens.
@@ -67,7 +71,7 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
         output = getattr(model(pixel_values=pixels), "last_hidden_state", None)
         if output is None or output.ndim not in (3, 4):
             raise ValueError(f"`vision_config` of type {config.model_type!r} gives no regions (`last_hidden_state`)")
-        # A weighted sum would need data; on meta only the graph matters.
+        # Only the autograd graph matters here: on the meta device gradients have no values.
         output.sum().backward()
     unused = frozenset(name for name, parameter in model.named_parameters() if parameter.grad is None)
     chooses_attention = model._supports_sdpa or model._supports_flash_attn
@@ -86,11 +90,11 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
 
 def load_vision_model(path_or_name: str, dtype: torch.dtype) -> nn.Module:
     """
-    Loads pretrained vision weights; of a dual model (CLIP, SigLIP) the vision tower.
+    Loads pretrained vision weights; of a two-tower model (CLIP, SigLIP) those of the vision tower.
 
     Args:
         path_or_name: a local folder or a Hub repository.
-        dtype: the floating point type to load into, whatever the folder holds.
+        dtype: dtype of the loaded weights, regardless of the one they were saved in.
 
     Raises:
         FileNotFoundError: if there is neither such a folder nor, on the Hub or in its cache, such a repository.
@@ -111,7 +115,7 @@ def load_vision_model(path_or_name: str, dtype: torch.dtype) -> nn.Module:
 
 class VisionEncoder(nn.Module):
     """
-    Image -> regions. Feature maps and token sequences both become (B, L, D), row by row over the grid; class,
+    Turns images into regions. Feature maps and token sequences both become (B, L, D), in row-major order; class,
     distillation and register tokens are dropped.
 
     Args:
