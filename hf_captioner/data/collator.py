@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from transformers import ProcessorMixin
 
 
 class CaptionCollator:
@@ -19,7 +20,7 @@ class CaptionCollator:
         ValueError: if `captions_per_image` is not positive.
     """
 
-    def __init__(self, processor, captions_per_image: int | None = None):
+    def __init__(self, processor: ProcessorMixin, captions_per_image: int | None = None):
         if captions_per_image is not None and captions_per_image < 1:
             raise ValueError(f"`captions_per_image` must be at least 1 or absent, got {captions_per_image}")
         self.processor = processor

@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
 
 
 class FeatureDataset(Dataset):
@@ -22,12 +26,12 @@ class FeatureDataset(Dataset):
         path: a file that [`cache_features`] wrote.
     """
 
-    def __init__(self, rows, path: str | Path):
+    def __init__(self, rows: datasets.Dataset, path: str | Path):
         self.rows = rows.remove_columns("image") if "image" in rows.column_names else rows
         self.path = str(path)
         with safe_open(self.path, framework="pt") as file:
             self.grid = tuple(json.loads(file.metadata()["grid"]))
-        self._features = None
+        self._features: Any = None  # a slice of the open file
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,7 +60,12 @@ def _fingerprint(dataset, vision_encoder, image_processor) -> str:
 
 @torch.no_grad()
 def cache_features(
-    dataset, vision_encoder, image_processor, folder: str | Path, batch_size: int = 32, num_workers: int = 0
+    dataset: datasets.Dataset,
+    vision_encoder: nn.Module,
+    image_processor: BaseImageProcessor,
+    folder: str | Path,
+    batch_size: int = 32,
+    num_workers: int = 0,
 ) -> FeatureDataset:
     """
     Runs the vision model over every image, unless a file in the folder already holds the result for the same weights,

@@ -196,7 +196,7 @@ def shapes_dataset(rows: int, seed: int = 0) -> Dataset:
     """
     if rows < 1:
         raise ValueError(f"`rows` must be at least 1, got {rows}")
-    columns = {name: [] for name in FEATURES}
+    columns: dict[str, list] = {name: [] for name in FEATURES}
     for index in range(rows):
         row = draw_row(seed, index)
         row["image"] = _encode(row.pop("pixels"))

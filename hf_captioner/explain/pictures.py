@@ -48,10 +48,9 @@ def save_attention_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tiles, line_starts = [], []
+    tiles: list[tuple[Image.Image, str] | None] = []
     for image, texts, weights in zip(images, words, maps, strict=True):
-        line_starts.append(len(tiles))
-        shown = [(image.convert("RGB"), "")]
+        shown: list[tuple[Image.Image, str] | None] = [(image.convert("RGB"), "")]
         shown += [(overlay(image, map_), text) for text, map_ in zip(texts, weights, strict=True)]
         tiles += shown + [None] * (-len(shown) % columns)
     lines = max(len(tiles) // columns, 1)

@@ -88,12 +88,18 @@ class CaptionMetrics(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
         )
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(
+        self,
+        *,
+        predictions: Sequence[str] = (),
+        references: Sequence[Sequence[str]] = (),
+        **kwargs,
+    ) -> None:
         """Adds captions and their references to those that `compute` will score."""
         _check_lists(predictions, references)
         super().add_batch(predictions=list(predictions), references=list(references), **kwargs)
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction: str = "", reference: Sequence[str] = (), **kwargs) -> None:
         """Adds one caption and its references to those that `compute` will score."""
         _check_lists([prediction], [reference])
         super().add(prediction=prediction, reference=list(reference), **kwargs)

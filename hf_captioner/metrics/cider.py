@@ -121,9 +121,9 @@ class Cider:
         Raises:
             ValueError: an image has no reference.
         """
-        for image, captions in enumerate(references):
-            if len(captions) == 0:
-                raise ValueError(f"references[{image}] must hold at least one caption, got none")
+        for place, truths in enumerate(references):
+            if len(truths) == 0:
+                raise ValueError(f"references[{place}] must hold at least one caption, got none")
         captions, image = flatten_references(references)
         return self.cook_counts(count_ngrams(captions), np.bincount(image))
 

@@ -67,7 +67,10 @@ def _folder(metric: str) -> Path:
         raise NotAvailableError("Java is not installed")
     if find_spec("pycocoevalcap") is None:
         raise NotAvailableError("pycocoevalcap is not installed")
-    return Path(find_spec(f"pycocoevalcap.{metric}.{metric}").origin).parent
+    module = find_spec(f"pycocoevalcap.{metric}.{metric}")
+    if module is None or module.origin is None:
+        raise NotAvailableError(f"pycocoevalcap is installed without {metric}")
+    return Path(module.origin).parent
 
 
 def _as_field(words: Sequence[str]) -> str:

@@ -59,13 +59,13 @@ def count_ngrams(captions: Sequence[Sequence[str]]) -> NgramCounts:
 
     ngrams, rows, orders = [], [], []
     ngram = words
-    for order in range(ORDERS):
-        if order:
-            ngram = ngram[:-1] * _MULTIPLIER + words[order:]
-        starts = np.flatnonzero(words_left[: len(ngram)] > order)
+    for longer in range(ORDERS):  # words beyond the first
+        if longer:
+            ngram = ngram[:-1] * _MULTIPLIER + words[longer:]
+        starts = np.flatnonzero(words_left[: len(ngram)] > longer)
         ngrams.append(ngram[starts])
         rows.append(row[starts])
-        orders.append(np.full(len(starts), order))
+        orders.append(np.full(len(starts), longer))
     ngram, row, order = np.concatenate(ngrams), np.concatenate(rows), np.concatenate(orders)
 
     by_ngram = np.argsort(ngram, kind="stable")  # stable: rows stay in order

@@ -58,4 +58,4 @@ class CaptionReward:
 
             found = score_words(words, [self._references[image] for image in images], others)
             scores |= {name: found[name].per_image for name in others}
-        return sum(weight * scores[name] for name, weight in self.weights.items())
+        return np.sum([weight * scores[name] for name, weight in self.weights.items()], axis=0)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class NotAvailableError(RuntimeError):
@@ -24,10 +25,10 @@ class Scores:
     combine: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def from_mean(cls, per_image: np.ndarray) -> "Scores":
+    def from_mean(cls, per_image: ArrayLike) -> "Scores":
         """A metric whose corpus score is the mean over images of `per_image (B,)`."""
-        per_image = np.asarray(per_image, np.float64)
-        return cls(np.stack([per_image, np.ones_like(per_image)], axis=-1), _mean)
+        values = np.asarray(per_image, np.float64)
+        return cls(np.stack([values, np.ones_like(values)], axis=-1), _mean)
 
     @property
     def corpus(self) -> float:

@@ -1,12 +1,15 @@
 """Images and text -> what a captioner's `forward` and `generate` take."""
 
-from transformers import BatchFeature, ProcessorMixin
+from collections.abc import Sequence
+
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
 _IGNORED = -100  # label of a position that counts for nothing
 
 
-class CaptionerProcessorKwargs(ProcessingKwargs, total=False):
+class CaptionerProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its base is a TypedDict
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
@@ -21,15 +24,24 @@ class CaptionerProcessor(ProcessorMixin):
 
     valid_processor_kwargs = CaptionerProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs,
+    ):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @property
-    def model_input_names(self):
+    def model_input_names(self) -> list[str]:
         return ["pixel_values", "decoder_input_ids", "labels"]
 
     def __call__(
-        self, images=None, text=None, text_target=None, **kwargs: Unpack[CaptionerProcessorKwargs]
+        self,
+        images: ImageInput | None = None,
+        text: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        **kwargs: Unpack[CaptionerProcessorKwargs],
     ) -> BatchFeature:
         """
         Args:

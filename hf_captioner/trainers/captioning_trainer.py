@@ -4,11 +4,13 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import upload_folder
-from transformers import EvalPrediction, Seq2SeqTrainer
+from torch import nn
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
@@ -33,6 +35,8 @@ class CaptioningTrainer(Seq2SeqTrainer):
         ValueError: if `args.label_smoothing_factor` is set, which would take the labels away from the model.
     """
 
+    push_in_progress: PushInProgress | None
+
     def __init__(self, *args, vision_learning_rate: float | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
@@ -41,17 +45,17 @@ class CaptioningTrainer(Seq2SeqTrainer):
                 f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
         self.vision_learning_rate = vision_learning_rate
-        self._noted: dict[str, float] = defaultdict(float)
+        self._noted: dict[str, float | torch.Tensor] = defaultdict(float)
         self._noted_batches, self._noted_step = 0, 0
 
-    def create_accelerator_and_postprocess(self):
+    def create_accelerator_and_postprocess(self) -> None:
         # accelerate's dispatcher of iterable data sets joins the batches of all processes, but ours differ in the
         # length of captions and their number; so each process reads the stream and takes its share.
         if self.args.accelerator_config.dispatch_batches is None:
             self.args.accelerator_config.dispatch_batches = False
         super().create_accelerator_and_postprocess()
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         first = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if first and self.vision_learning_rate is not None:
@@ -102,12 +106,18 @@ class CaptioningTrainer(Seq2SeqTrainer):
             jobs.append(
                 upload_folder(folder_path=checkpoint_folder, path_in_repo=place, commit_message=message, **options)
             )
-        if busy:
+        if earlier is not None and busy:
             earlier.jobs.extend(jobs)
         else:
             self.push_in_progress = PushInProgress(jobs)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = {name: value for name, value in inputs.items() if name != "index"}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.note(getattr(outputs, "log", None) or {})
@@ -131,7 +141,14 @@ class CaptioningTrainer(Seq2SeqTrainer):
             self._noted_batches, self._noted_step = 0, self.state.global_step
         super().log(logs, *args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         Returns:
             loss, generated ids (B, tokens) unless `prediction_loss_only`, and the batch's `index` (B,).
@@ -149,7 +166,9 @@ class CaptioningTrainer(Seq2SeqTrainer):
         return loss, tokens, index
 
 
-def caption_metrics(tokenizer, references: Sequence[Sequence[str]]) -> Callable[[EvalPrediction], dict[str, float]]:
+def caption_metrics(
+    tokenizer: PreTrainedTokenizerBase, references: Sequence[Sequence[str]]
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """
     The Trainer's `compute_metrics` for captions.
 

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..metrics import CaptionReward, tokenize
 from ..metrics.collapse import ends_badly
@@ -76,14 +77,20 @@ class SelfCriticalTrainer(CaptioningTrainer):
             count = self.accelerator.gather(count.to(device)).sum()
         return count.to(device)
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
         start, before = time.perf_counter(), dict(self._noted)
         loss = super().training_step(*args, **kwargs)
         outside = sum(self._noted[name] - before.get(name, 0.0) for name in ("seconds_sampling", "seconds_reward"))
         self.note({"seconds_gradient": time.perf_counter() - start - outside})
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if "index" not in inputs:
             raise ValueError("rows of `train_dataset` must have `index`, the place of their `references`, got none")
         images = inputs["index"].repeat_interleave(self.samples_per_image).tolist()
@@ -91,7 +98,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
             raise ValueError(
                 f"`index` must be below the number of `references`, {len(self.references)}, got {max(images)}"
             )
-        seen = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
+        seen = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
         with without_dropout(self.model):
             start = time.perf_counter()
             labels, greedy = self._sample(seen)
@@ -163,11 +170,12 @@ class SelfCriticalTrainer(CaptioningTrainer):
         if log:
             said = tokenize(captions)
             bad = [not end or ends_badly(text) for text, end in zip(said, ended, strict=True)]
-            self.note({"bad_ending_rate": np.mean(bad), "caption_length": np.mean([len(text) for text in said])})
+            lengths = [len(text) for text in said]
+            self.note({"bad_ending_rate": float(np.mean(bad)), "caption_length": float(np.mean(lengths))})
         return rewards.view(labels.shape[:2])
 
     @property
-    def _tokenizer(self):
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
 
@@ -177,14 +185,14 @@ def without_dropout(model: nn.Module):
     training = [module for module in model.modules() if module.training]
     dropouts = {module: module.dropout for module in model.modules() if isinstance(module, nn.RNNBase)}
     model.eval()
-    for module in dropouts:
-        module.train()
-        module.dropout = 0.0
+    for rnn in dropouts:
+        rnn.train()
+        rnn.dropout = 0.0
     try:
         yield
     finally:
         model.eval()
         for module in training:
             module.training = True
-        for module, dropout in dropouts.items():
-            module.dropout = dropout
+        for rnn, dropout in dropouts.items():
+            rnn.dropout = dropout
