@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from testing import ROOT
 
 import hf_captioner
+from hf_captioner.commands import evaluate
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -64,6 +66,16 @@ def test_the_version_has_one_source(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(tmp_path / "hf_captioner" / "__init__.py"), hf_captioner.__version__]
+
+
+def test_reports_have_the_version_of_the_code_that_runs(monkeypatch):
+    """Not that of an installation: there may be none, or an older one."""
+
+    def not_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(evaluate, "version", not_installed)
+    assert evaluate.versions()["hf_captioner"] == hf_captioner.__version__
 
 
 def test_hooks_use_the_ruff_of_the_constraints():
