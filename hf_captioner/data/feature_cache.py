@@ -1,4 +1,4 @@
-"""What a frozen vision model sees in every image, computed once and kept on disk."""
+"""The features of a frozen vision model for every image, computed once and kept on disk."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from transformers import BaseImageProcessor
 
 class FeatureDataset(Dataset):
     """
-    Rows whose `image` is replaced by its `image_features` (L, D), read from the file when asked for, and their `grid`
-    (h, w).
+    A data set whose column `image` is replaced by `image_features` (L, D) and their `grid` (h, w). Features are read
+    from the file row by row, when needed.
 
     Args:
-        rows: a data set with `captions`, and perhaps other columns, as long as the file.
+        rows: a data set with `captions` and perhaps other columns; it has as many rows as the file.
         path: a file that [`cache_features`] wrote.
     """
 
@@ -37,7 +37,7 @@ class FeatureDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        if self._features is None:  # opened by each worker process for itself
+        if self._features is None:  # every worker process opens the file itself
             self._features = safe_open(self.path, framework="pt").get_slice("features")
         return {**self.rows[index], "image_features": self._features[index], "grid": self.grid}
 
@@ -46,13 +46,13 @@ class FeatureDataset(Dataset):
 
 
 def _fingerprint(dataset, vision_encoder, image_processor) -> str:
-    """Changes with the weights, the preprocessing and the images."""
+    """A hash of the weights, the preprocessing and the images: if one of them changes, so does it."""
     digest = hashlib.sha256(b"features and grid")
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     settings = image_processor.to_dict()
-    settings.pop("auto_map", None)  # a saved processor says where its code is: the next stage finds the same features
+    settings.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(dataset.select_columns(["image"])._fingerprint.encode())
     return digest.hexdigest()[:16]
@@ -74,10 +74,10 @@ def cache_features(
     Args:
         dataset: a data set with an `image` column.
         vision_encoder: a captioner's [`VisionEncoder`]; it is run in evaluation mode, on its own device.
-        image_processor: what makes its `pixel_values`.
-        folder: where the file goes: images * regions * channels * bytes of a number.
-        batch_size: images at once.
-        num_workers: processes that read images.
+        image_processor: makes the `pixel_values` of an image.
+        folder: folder for the file, whose size is images * regions * channels * bytes per number.
+        batch_size: number of images that are processed at once.
+        num_workers: number of processes that read images.
 
     Returns:
         [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str):
-        # `evaluate` takes seconds to import and is not installed everywhere: rewards for training do without it
+        # imported on first access: `evaluate` takes seconds to import, and rewards for training do not need it
         if name in ("ALL_METRICS", "CaptionMetrics", "DEFAULT_METRICS"):
             from . import caption_metrics
 

@@ -1,4 +1,4 @@
-"""transformers' Trainer for captioners: one image, several captions."""
+"""transformers' Trainer for captioners: several captions for each image."""
 
 import shutil
 from collections import defaultdict
@@ -24,11 +24,12 @@ _SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner'
 class CaptioningTrainer(Seq2SeqTrainer):
     """
     A `Seq2SeqTrainer` whose batches have the image in dimension 0 and `labels` (B, k, T), as [`CaptionCollator`] makes
-    them. In evaluation it encodes each image once, for the loss and for one generated caption, and returns the batch's
-    `index` as label ids: the metric looks up the reference texts and drops images that a distributed sampler repeated.
+    them. In evaluation each image is encoded once, for the loss and for one generated caption, and the batch's `index`
+    is returned as label ids. With it the metric looks up the reference texts and drops duplicates: a distributed
+    sampler repeats images so that all processes get equally many.
 
     Args:
-        vision_learning_rate: learning rate of the vision model's parameters; that of the others by default.
+        vision_learning_rate: learning rate of the vision model's parameters; by default that of all others.
         *args, **kwargs: as for `Seq2SeqTrainer`.
 
     Raises:
@@ -49,8 +50,8 @@ class CaptioningTrainer(Seq2SeqTrainer):
         self._noted_batches, self._noted_step = 0, 0
 
     def create_accelerator_and_postprocess(self) -> None:
-        # accelerate's dispatcher of iterable data sets joins the batches of all processes, but ours differ in the
-        # length of captions and their number; so each process reads the stream and takes its share.
+        # For iterable data sets accelerate's dispatcher concatenates the batches of all processes. Ours differ in
+        # length and number of captions, so each process reads the whole stream and takes its share instead.
         if self.args.accelerator_config.dispatch_batches is None:
             self.args.accelerator_config.dispatch_batches = False
         super().create_accelerator_and_postprocess()
@@ -69,16 +70,16 @@ class CaptioningTrainer(Seq2SeqTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle that nothing reads; the folder goes to the Hub.
+        # A pickle that nothing reads should not go to the Hub.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """None: there is one in every folder that a captioner is saved to, which a draft would replace."""
+        """Does nothing: `save_pretrained` has written a card, which the Trainer's draft would replace."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """
-        Pushes a checkpoint. The base class takes from it weights and configuration alone, without the code that they
-        need, and adds its own pickled arguments.
+        Pushes a checkpoint with the code that it needs. The base class would push weights and configuration without
+        the code, and its own pickled arguments.
         """
         args, earlier = self.args, self.push_in_progress
         busy = earlier is not None and not earlier.is_done()
@@ -88,7 +89,7 @@ class CaptioningTrainer(Seq2SeqTrainer):
             or (busy and not args.hub_always_push)
         ):
             return
-        # Copied first, for the next checkpoint may be the end of this one's folder while it is on its way.
+        # Copied first: the next checkpoint may delete this one's folder during the upload.
         for path in Path(checkpoint_folder).iterdir():
             if path.suffix in _SHARED:
                 shutil.copy(path, args.output_dir)
@@ -125,12 +126,15 @@ class CaptioningTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def note(self, values: dict[str, float | torch.Tensor]) -> None:
-        """Numbers of one batch for the next line of the log: `loss_...` add up to a step's, others are averaged."""
+        """
+        Adds the values of one batch to the next line of the log. Terms of the loss, `loss_...`, are summed over the
+        batches of a step (gradient accumulation, processes) like the loss itself; other values are averaged.
+        """
         for name, value in values.items():
             self._noted[name] = self._noted[name] + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As in transformers; the line with the training loss has what was noted since the last one."""
+        """As in transformers; the line with the training loss also gets the values noted since the previous one."""
         if "loss" in logs and self._noted:
             steps = self.state.global_step - self._noted_step
             for name, total in self._noted.items():
@@ -173,8 +177,8 @@ def caption_metrics(
     The Trainer's `compute_metrics` for captions.
 
     Args:
-        tokenizer: decodes what was generated.
-        references: the captions of each image; the `index` of an evaluation row points into it.
+        tokenizer: decodes the generated captions.
+        references: the captions of each image; the `index` of an evaluation row is the image's position here.
 
     Returns:
         a function from an `EvalPrediction`, whose `label_ids` are indices, to the scores of [`CaptionMetrics`].
