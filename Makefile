@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-fast test-oldest style bench
+.PHONY: setup quickstart test test-fast test-oldest test-main coverage style hooks dist bench
 
 setup: $(INSTALLED)
 
@@ -22,6 +22,7 @@ quickstart: setup
 test: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/mypy
 	$(RUN)/python tests/transformers_common/fetch.py
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto
 
@@ -36,9 +37,35 @@ test-oldest:
 	$(OLDEST) -m pip install -q -c constraints-oldest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 $(OLDEST) -m pytest -n auto --ignore tests/transformers_common
 
+# Our tests with transformers' development version, and what it may need newer versions of, in an environment of its own.
+test-main: MAIN := .venv-main/bin/python
+test-main: TRANSFORMERS ?= git+https://github.com/huggingface/transformers
+test-main:
+	test -x $(MAIN) || $(PYTHON) -m venv .venv-main
+	grep -vE '^(accelerate|huggingface_hub|safetensors|tokenizers|transformers)==' constraints.txt > .venv-main/constraints.txt
+	$(MAIN) -m pip install -q -c .venv-main/constraints.txt torch
+	$(MAIN) -m pip install -q -c .venv-main/constraints.txt -e ".[dev]" "transformers @ $(TRANSFORMERS)"
+	OMP_NUM_THREADS=1 $(MAIN) -m pytest -n auto --ignore tests/transformers_common
+
+# How much of the package the tests reach, those in fresh processes included; TESTS=tests/metrics measures a part.
+coverage: setup
+	$(RUN)/python tests/transformers_common/fetch.py
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --cov --cov-report=term $(TESTS)
+
 style: setup
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
+
+# Formats and checks what is committed, from now on.
+hooks: setup
+	$(RUN)/pre-commit install
+
+# The archives for PyPI, in dist/; RELEASING.md says what comes before and after.
+dist: setup
+	$(RUN)/python -m pip install -q -c constraints.txt -e ".[release]"
+	rm -rf build dist
+	$(RUN)/python -m build
+	$(RUN)/python -m twine check --strict dist/*
 
 bench: setup
 	$(RUN)/python training/benchmark_metrics.py

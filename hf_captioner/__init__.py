@@ -1,5 +1,7 @@
 """The classic image captioners as Hugging Face models."""
 
+from typing import TYPE_CHECKING
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 demands torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -15,6 +17,8 @@ from .models.modeling_transformer_captioner import (
 from .models.pipeline_captioner import TASK, ImageCaptioningPipeline
 from .models.processing_captioner import CaptionerProcessor
 from .models.tokenization_captioner import train_tokenizer
+
+__version__ = "0.1.0"
 
 for _config, _model in (
     (RnnCaptionerConfig, RnnCaptionerForConditionalGeneration),
@@ -35,25 +39,28 @@ PIPELINE_REGISTRY.register_pipeline(
     TASK, ImageCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )
 
+if TYPE_CHECKING:
+    from .trainers import CaptioningTrainer, SelfCriticalTrainer
+else:
 
-def __getattr__(name: str):
-    # Training needs packages that use does not, and seconds to import them.
-    if name == "CaptioningTrainer":
-        from .trainers import CaptioningTrainer as found
-    elif name == "SelfCriticalTrainer":
-        from .trainers import SelfCriticalTrainer as found
-    else:
+    def __getattr__(name: str):
+        # Imported on first use: the trainers need packages that captioning does not, and take seconds to import.
+        if name in ("CaptioningTrainer", "SelfCriticalTrainer"):
+            from . import trainers
+
+            return getattr(trainers, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
 
 
 __all__ = [
     "CaptionerImageProcessor",
     "CaptionerProcessor",
+    "CaptioningTrainer",
     "ImageCaptioningPipeline",
     "RnnCaptionerConfig",
     "RnnCaptionerForConditionalGeneration",
     "RnnCaptionerModel",
+    "SelfCriticalTrainer",
     "TransformerCaptionerConfig",
     "TransformerCaptionerForConditionalGeneration",
     "TransformerCaptionerModel",

@@ -1,5 +1,5 @@
-"""The errors that are the user's to mend: a message names the thing, the rule and the value."""
+"""Errors caused by what the user gave. A message names the thing, the rule that it breaks and its value."""
 
 
 class InputError(ValueError):
-    """What was given breaks a rule. A command prints its text as one line and no traceback."""
+    """Invalid input from the user. A command prints the message as one line, without a traceback."""

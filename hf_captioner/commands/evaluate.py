@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, HfArgumentParser
 
-from .. import CaptionerProcessor
+from .. import CaptionerProcessor, __version__
 from ..data import load_captions
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
@@ -240,8 +240,8 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("hf_captioner", "torch", "transformers", "accelerate", "numpy", "nltk", "pycocoevalcap"):
+    found = {"python": platform.python_version(), "hf_captioner": __version__}
+    for name in ("torch", "transformers", "accelerate", "numpy", "nltk", "pycocoevalcap"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

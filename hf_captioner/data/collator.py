@@ -1,25 +1,26 @@
-"""Rows of a data set -> a batch."""
+"""Turns rows of a data set into a batch."""
 
 from collections.abc import Sequence
 
 import torch
+from transformers import ProcessorMixin
 
 
 class CaptionCollator:
     """
-    Makes batches whose first dimension is always the image: every process and accumulation step that slices or
-    gathers along it keeps an image's captions with the image.
+    Makes batches whose first dimension is always the image. accelerate and the Trainer slice and gather batches along
+    the first dimension, so an image's captions stay with the image.
 
     Args:
         processor: a [`CaptionerProcessor`].
-        captions_per_image: how many captions of each image a batch holds, drawn anew each time from those there are;
-            all of them if `None`.
+        captions_per_image: how many captions of each image a batch holds, sampled anew for every batch; all of them
+            if `None`.
 
     Raises:
         ValueError: if `captions_per_image` is not positive.
     """
 
-    def __init__(self, processor, captions_per_image: int | None = None):
+    def __init__(self, processor: ProcessorMixin, captions_per_image: int | None = None):
         if captions_per_image is not None and captions_per_image < 1:
             raise ValueError(f"`captions_per_image` must be at least 1 or absent, got {captions_per_image}")
         self.processor = processor
@@ -39,7 +40,7 @@ class CaptionCollator:
 
         Returns:
             `pixel_values` (B, 3, H, W), or `image_features` (B, L, D) and `grid` (B, 2); `labels` (B, k, T), -100
-            where there is no token or no caption; `index` (B,) if the rows have it.
+            for padding, in captions and for images with fewer captions; `index` (B,) if the rows have it.
         """
         cached = "image_features" in rows[0]
         batch = self.processor(

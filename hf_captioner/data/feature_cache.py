@@ -1,39 +1,43 @@
-"""What a frozen vision model sees in every image, computed once and kept on disk."""
+"""The features of a frozen vision model for every image, computed once and kept on disk."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
 
 
 class FeatureDataset(Dataset):
     """
-    Rows whose `image` is replaced by its `image_features` (L, D), read from the file when asked for, and their `grid`
-    (h, w).
+    A data set whose column `image` is replaced by `image_features` (L, D) and their `grid` (h, w). Features are read
+    from the file row by row, when needed.
 
     Args:
-        rows: a data set with `captions`, and perhaps other columns, as long as the file.
+        rows: a data set with `captions` and perhaps other columns; it has as many rows as the file.
         path: a file that [`cache_features`] wrote.
     """
 
-    def __init__(self, rows, path: str | Path):
+    def __init__(self, rows: datasets.Dataset, path: str | Path):
         self.rows = rows.remove_columns("image") if "image" in rows.column_names else rows
         self.path = str(path)
         with safe_open(self.path, framework="pt") as file:
             self.grid = tuple(json.loads(file.metadata()["grid"]))
-        self._features = None
+        self._features: Any = None  # a slice of the open file
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        if self._features is None:  # opened by each worker process for itself
+        if self._features is None:  # every worker process opens the file itself
             self._features = safe_open(self.path, framework="pt").get_slice("features")
         return {**self.rows[index], "image_features": self._features[index], "grid": self.grid}
 
@@ -42,13 +46,13 @@ class FeatureDataset(Dataset):
 
 
 def _fingerprint(dataset, vision_encoder, image_processor) -> str:
-    """Changes with the weights, the preprocessing and the images."""
+    """A hash of the weights, the preprocessing and the images: if one of them changes, so does it."""
     digest = hashlib.sha256(b"features and grid")
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     settings = image_processor.to_dict()
-    settings.pop("auto_map", None)  # a saved processor says where its code is: the next stage finds the same features
+    settings.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(dataset.select_columns(["image"])._fingerprint.encode())
     return digest.hexdigest()[:16]
@@ -56,7 +60,12 @@ def _fingerprint(dataset, vision_encoder, image_processor) -> str:
 
 @torch.no_grad()
 def cache_features(
-    dataset, vision_encoder, image_processor, folder: str | Path, batch_size: int = 32, num_workers: int = 0
+    dataset: datasets.Dataset,
+    vision_encoder: nn.Module,
+    image_processor: BaseImageProcessor,
+    folder: str | Path,
+    batch_size: int = 32,
+    num_workers: int = 0,
 ) -> FeatureDataset:
     """
     Runs the vision model over every image, unless a file in the folder already holds the result for the same weights,
@@ -65,10 +74,10 @@ def cache_features(
     Args:
         dataset: a data set with an `image` column.
         vision_encoder: a captioner's [`VisionEncoder`]; it is run in evaluation mode, on its own device.
-        image_processor: what makes its `pixel_values`.
-        folder: where the file goes: images * regions * channels * bytes of a number.
-        batch_size: images at once.
-        num_workers: processes that read images.
+        image_processor: makes the `pixel_values` of an image.
+        folder: folder for the file, whose size is images * regions * channels * bytes per number.
+        batch_size: number of images that are processed at once.
+        num_workers: number of processes that read images.
 
     Returns:
         [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.

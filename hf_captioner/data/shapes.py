@@ -1,9 +1,9 @@
 """
-Images made on the spot: a few coloured shapes at known places, with all the captions that are right for them.
+A generated data set: images of a few coloured shapes at known places, with five captions each.
 
-Because the boxes are known, the set also tests attention: when the word "circle" is said, the map's peak should lie
-in the circle's box. It is drawn with integer arithmetic from Python's own generator, so every machine sees the same
-pixels.
+Because the bounding boxes are known, the data set also tests attention: when a captioner generates the word "circle",
+the peak of its attention map should lie in the circle's box. Images are drawn with integer arithmetic and Python's own
+random generator, so every machine gets the same pixels.
 """
 
 import io
@@ -49,7 +49,7 @@ class ShapeObject:
     One shape.
 
     Attributes:
-        shape, color, size: words of the captions.
+        shape, color, size: the words that captions use for it.
         x, y: centre in pixels, from the left and the top.
     """
 
@@ -61,7 +61,7 @@ class ShapeObject:
 
     @property
     def phrase(self) -> str:
-        """What captions call it."""
+        """How captions refer to it."""
         return f"a {self.size} {self.color} {self.shape}"
 
     @property
@@ -71,7 +71,7 @@ class ShapeObject:
         return [self.x - radius, self.y - radius, self.x + radius + 1, self.y + radius + 1]
 
     def mask(self) -> np.ndarray:
-        """Its pixels, (IMAGE_SIZE, IMAGE_SIZE)."""
+        """Boolean mask of its pixels, (IMAGE_SIZE, IMAGE_SIZE)."""
         radius = SIZES[self.size]
         down, right = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
         down, right = down - self.y, right - self.x
@@ -85,7 +85,7 @@ class ShapeObject:
 
 
 def _place(rng: random.Random) -> tuple[list[ShapeObject], bool]:
-    """One to three shapes in a row or a column, first one leftmost or topmost, and whether it is a column."""
+    """One to three shapes in a row or a column, from left to right or top to bottom, and whether it is a column."""
     count = rng.choice((1, 2, 3))
     vertical = rng.random() < 0.5
     slot = IMAGE_SIZE // count
@@ -103,10 +103,10 @@ def _place(rng: random.Random) -> tuple[list[ShapeObject], bool]:
 
 def _describe(objects: list[ShapeObject], vertical: bool) -> tuple[list[str], list[list[int]]]:
     """
-    The five captions, and for each the objects in the order in which it names them.
+    The five captions and, for each, the indices of the objects in the order in which it names them.
 
-    The first words tell which object comes first. A decoder that chooses a region with the state before the last word
-    (Xu et al. 2015) could not know it from "a large ..." when either object may be meant.
+    The first words of every caption determine which object is named first. The attention of Xu et al. 2015 chooses a
+    region from the state before the word: after "a large ..." it could not know which object the caption will name.
     """
     phrases = [shape.phrase for shape in objects]
     if len(objects) == 1:
@@ -144,8 +144,8 @@ def _describe(objects: list[ShapeObject], vertical: bool) -> tuple[list[str], li
 
 def _background(rng: random.Random) -> np.ndarray:
     """
-    Grey noise that turns red to the right and blue to the bottom: as in a photograph, a part of the image tells where
-    it lies, so that a network which sees little at a time can say which of two objects is on the left.
+    Grey noise with more red towards the right and more blue towards the bottom. As in a photograph, a small part of
+    the image thus shows where it lies, so that a network with a small receptive field can tell left from right.
     """
     noise = np.frombuffer(rng.randbytes(IMAGE_SIZE * IMAGE_SIZE), np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE)
     grey = rng.randint(20, 50) + noise.astype(int) % 16
@@ -155,10 +155,10 @@ def _background(rng: random.Random) -> np.ndarray:
 
 def draw_row(seed: int, index: int) -> dict:
     """
-    Row `index` of the set with this seed; it depends on nothing else.
+    Row `index` of the data set with this seed; it depends on these two numbers alone.
 
     Returns:
-        `pixels` (IMAGE_SIZE, IMAGE_SIZE, 3) uint8, and the columns of [`shapes_dataset`] but `image`.
+        `pixels` (IMAGE_SIZE, IMAGE_SIZE, 3) uint8, and the columns of [`shapes_dataset`] except `image`.
     """
     rng = random.Random(f"shapes {seed} {index}")
     objects, vertical = _place(rng)
@@ -183,8 +183,8 @@ def shapes_dataset(rows: int, seed: int = 0) -> Dataset:
     The shapes data set.
 
     Args:
-        rows: number of images; a longer set begins with the rows of a shorter one.
-        seed: sets of different seeds have different images.
+        rows: number of images; a longer data set begins with the rows of a shorter one.
+        seed: data sets with different seeds have different images.
 
     Returns:
         columns `image` (80 x 80 RGB), `captions` (five), `objects` (`shape`, `color`, `size`, `box`: left, top, right,
@@ -196,7 +196,7 @@ def shapes_dataset(rows: int, seed: int = 0) -> Dataset:
     """
     if rows < 1:
         raise ValueError(f"`rows` must be at least 1, got {rows}")
-    columns = {name: [] for name in FEATURES}
+    columns: dict[str, list] = {name: [] for name in FEATURES}
     for index in range(rows):
         row = draw_row(seed, index)
         row["image"] = _encode(row.pop("pixels"))

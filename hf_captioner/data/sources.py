@@ -139,7 +139,7 @@ def _find_column(dataset, source: str, field: str, wanted: str | None, known: Se
 
 
 def _collect_captions(dataset, source: str, columns: Sequence[str]) -> list[list[str]]:
-    captions = [[] for _ in range(len(dataset))]
+    captions: list[list[str]] = [[] for _ in range(len(dataset))]
     for column in columns:
         for row, cell in enumerate(dataset[column][:]):
             if cell is None:

@@ -1,4 +1,4 @@
-"""Where a captioner looked."""
+"""Explanations of a caption: pictures of the attention."""
 
 from .pictures import overlay, save_attention_picture
 

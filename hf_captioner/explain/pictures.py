@@ -1,4 +1,4 @@
-"""Pictures of where a captioner looked."""
+"""Pictures of a captioner's attention."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image
 
 def overlay(image: Image.Image, weights: np.ndarray, color: tuple[int, int, int] = (255, 64, 0)) -> Image.Image:
     """
-    Paints attention over an image: the larger a weight, the more of the colour.
+    Paints attention over an image: the larger the weight of a place, the stronger its colour.
 
     Args:
         image: any size and mode.
-        weights: (h, w), not negative; scaled so that the largest is fully painted.
+        weights: (h, w), not negative; scaled so that the largest one gets the strongest colour.
         color: red, green, blue.
     """
     scaled = np.asarray(weights, dtype=np.float32)
@@ -31,27 +31,26 @@ def save_attention_picture(
     side: float = 1.4,
 ) -> None:
     """
-    Writes one picture: for each image the image itself, then where the model looked at each word.
+    Writes one picture: each image, followed by its attention map for every word of its caption.
 
     Args:
-        path: file to write, its kind by its ending.
+        path: file to write; its extension determines the format.
         images: the images.
-        words: of each image, the text of every token.
-        maps: of each image, (tokens, h, w).
-        columns: pictures in a line.
-        side: inches of a picture.
+        words: for each image, the text of every token.
+        maps: for each image, its attention maps (tokens, h, w).
+        columns: number of small pictures in a row.
+        side: width of a small picture in inches.
 
     Raises:
         ValueError: if the lengths differ.
     """
-    # Figure, not pyplot: no global state and no display.
+    # Figure instead of pyplot, which keeps global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tiles, line_starts = [], []
+    tiles: list[tuple[Image.Image, str] | None] = []
     for image, texts, weights in zip(images, words, maps, strict=True):
-        line_starts.append(len(tiles))
-        shown = [(image.convert("RGB"), "")]
+        shown: list[tuple[Image.Image, str] | None] = [(image.convert("RGB"), "")]
         shown += [(overlay(image, map_), text) for text, map_ in zip(texts, weights, strict=True)]
         tiles += shown + [None] * (-len(shown) % columns)
     lines = max(len(tiles) // columns, 1)

@@ -14,6 +14,16 @@ from .scores import Scores
 
 if TYPE_CHECKING:
     from .caption_metrics import ALL_METRICS, DEFAULT_METRICS, CaptionMetrics
+else:
+
+    def __getattr__(name: str):
+        # imported on first access: `evaluate` takes seconds to import, and rewards for training do not need it
+        if name in ("ALL_METRICS", "CaptionMetrics", "DEFAULT_METRICS"):
+            from . import caption_metrics
+
+            return getattr(caption_metrics, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ALL_METRICS",
@@ -32,12 +42,3 @@ __all__ = [
     "rouge_l",
     "tokenize",
 ]
-
-
-def __getattr__(name: str):
-    # `evaluate` takes seconds to import and is not installed everywhere: rewards for training do without it
-    if name in ("ALL_METRICS", "CaptionMetrics", "DEFAULT_METRICS"):
-        from . import caption_metrics
-
-        return getattr(caption_metrics, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

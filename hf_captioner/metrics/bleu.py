@@ -8,8 +8,8 @@ import numpy as np
 from .ngrams import ORDERS, NgramCounts, count_ngrams, flatten_references
 from .scores import Scores
 
-# COCO's guards against 0 / 0; scores equal to its own need the same ones. An image without a single matching
-# n-gram scores about 1e-4 for BLEU-4 instead of 0 because of them.
+# The COCO code adds these to avoid 0 / 0, so equal scores need the same numbers. Because of them, an image without a
+# single matching n-gram has a BLEU-4 of about 1e-4 instead of 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
@@ -29,7 +29,7 @@ def bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
 
 def bleu_from_counts(candidates: NgramCounts, references: NgramCounts, image: np.ndarray) -> list[Scores]:
     """As `bleu`, from counted n-grams; `image (R,)` is the candidate's row for each reference's row, ascending."""
-    # a word counts as often as the reference that has it most often (clipping)
+    # clipping: an n-gram matches at most as often as it occurs in the reference that has it most often
     found, entries = candidates.find(references.ngram, image[references.row])
     most = np.zeros_like(candidates.count)
     np.maximum.at(most, entries, references.count[found])

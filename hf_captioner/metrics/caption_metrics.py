@@ -1,4 +1,4 @@
-"""All metrics behind one `evaluate.Metric`."""
+"""All metrics as one `evaluate.Metric`."""
 
 import os
 from collections.abc import Sequence
@@ -30,20 +30,20 @@ _INPUTS = """
 Args:
     predictions (list of str): one caption for each image.
     references (list of list of str): one or more captions for each image.
-    metrics (list of str): what to compute, by default all that need neither Java nor a model: `bleu_1` to `bleu_4`,
+    metrics (list of str): metrics to compute, by default all that need neither Java nor a model: `bleu_1` to `bleu_4`,
         `rouge_l`, `cider`, `cider_d`, `meteor_exact_stem`, `exact_match` (share of captions equal to one of their
         references word for word). Also `meteor_1.5` and `spice` (Java, pycocoevalcap) and `clip_score` (`images`,
         `clip_folder`).
     per_image (bool): add `per_image`, the scores of each image by metric.
     intervals (bool): add `intervals`, the 95 % bootstrap interval over images by metric.
-    document_frequency (DocumentFrequency): what CIDEr weighs words by. By default that of `references`, as in the
-        COCO evaluation, by which a single image scores 0.
+    document_frequency (DocumentFrequency): precomputed document frequencies for CIDEr. By default they are counted in
+        `references`, as in the COCO evaluation; a single image then scores 0.
     images (list of PIL images or paths): one for each prediction, for `clip_score`.
     clip_folder (path): a folder with a CLIP model, for `clip_score`.
 
 Returns:
-    A dict of the metrics' names and corpus scores: 0 to 1, CIDEr 0 to 10, CLIPScore 0 to 2.5. In place of a score that
-    cannot be had stands a text, "not available, because ...".
+    A dict from each metric's name to its corpus score: 0 to 1, CIDEr 0 to 10, CLIPScore 0 to 2.5. The value of a
+    metric that cannot be computed on this machine is a text, "not available, because ...".
 
 Raises:
     TypeError: a caption is not a string, or an image's references are not a list.
@@ -71,7 +71,7 @@ class CaptionMetrics(evaluate.Metric):
     """
 
     def __init__(self, *args, keep_in_memory: bool | None = None, num_process: int = 1, **kwargs):
-        # nothing on disk unless several processes share it: a machine with a read-only home can measure too
+        # a file is needed only if several processes share the metric; without one a read-only home does not matter
         if keep_in_memory is None:
             keep_in_memory = num_process == 1
         super().__init__(*args, keep_in_memory=keep_in_memory, num_process=num_process, **kwargs)
@@ -88,12 +88,18 @@ class CaptionMetrics(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
         )
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(
+        self,
+        *,
+        predictions: Sequence[str] = (),
+        references: Sequence[Sequence[str]] = (),
+        **kwargs,
+    ) -> None:
         """Adds captions and their references to those that `compute` will score."""
         _check_lists(predictions, references)
         super().add_batch(predictions=list(predictions), references=list(references), **kwargs)
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction: str = "", reference: Sequence[str] = (), **kwargs) -> None:
         """Adds one caption and its references to those that `compute` will score."""
         _check_lists([prediction], [reference])
         super().add(prediction=prediction, reference=list(reference), **kwargs)
@@ -171,14 +177,13 @@ def score_words(
     metrics: Sequence[str] = DEFAULT_METRICS,
     document_frequency: DocumentFrequency | None = None,
 ) -> dict[str, Scores]:
-    """The scores of captions that are words already, by metric: BLEU, CIDEr, ROUGE-L, exact match. N-grams are counted
-    once for all of them.
+    """BLEU, CIDEr, ROUGE-L and exact match of tokenised captions, by metric. N-grams are counted once for all of them.
 
     Args:
         candidates: B captions, each a list of words.
         references: B lists of one or more captions, each a list of words.
-        metrics: names; others than those above are left out.
-        document_frequency: what CIDEr weighs words by, by default that of the references.
+        metrics: names of metrics; other metrics than those above are ignored.
+        document_frequency: precomputed document frequencies for CIDEr, by default counted in the references.
     """
     scores: dict[str, Scores] = {}
     if set(metrics) & {*BLEU, "cider", "cider_d"}:

@@ -13,10 +13,10 @@ SIGMA = 6.0
 
 
 class DocumentFrequency:
-    """In how many images each n-gram occurs: what CIDEr weighs n-grams by.
+    """Document frequencies: in how many images each n-gram occurs. CIDEr computes its weights from them.
 
     Args:
-        ngrams: (K,) uint64, names of n-grams, ascending.
+        ngrams: (K,) uint64, hashes of n-grams, ascending (see `NgramCounts`).
         counts: (K,) number of images with that n-gram in at least one reference.
         num_images: number of images counted.
     """
@@ -41,14 +41,14 @@ class DocumentFrequency:
         return cls(ngrams, images, num_images)
 
     def inverse(self, ngrams: np.ndarray) -> np.ndarray:
-        """log(images / images with the n-gram) of each of `ngrams (E,)`; an n-gram never met counts as met once."""
+        """log(images / images with the n-gram) for each of `ngrams (E,)`; an unknown n-gram counts as in one image."""
         found, places = find_ascending(ngrams, self.ngrams)
         counts = np.ones(len(ngrams))
         counts[found] = self.counts[places]
         return np.log(self.num_images) - np.log(counts)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one .npz file with three arrays and nothing pickled."""
+        """Writes one .npz file with three arrays, without pickled objects."""
         with open(path, "wb") as file:
             np.savez(file, ngrams=self.ngrams, counts=self.counts, num_images=np.int64(self.num_images))
 
@@ -67,8 +67,8 @@ class DocumentFrequency:
 
 @dataclass(frozen=True)
 class CookedReferences:
-    """References with weights and norms computed, to be scored against again and again: R captions of B images, with E
-    distinct n-grams of captions."""
+    """References with precomputed weights and norms, for scoring against them many times: R captions of B images, with
+    E distinct pairs of n-gram and caption."""
 
     ngram: np.ndarray  # (E,) uint64
     order: np.ndarray  # (E,) n - 1
@@ -76,7 +76,7 @@ class CookedReferences:
     caption: np.ndarray  # (E,) the caption it belongs to
     norm: np.ndarray  # (R, 4)
     length: np.ndarray  # (R,)
-    captions_per_image: np.ndarray  # (B,); the captions of an image stand together
+    captions_per_image: np.ndarray  # (B,); the captions of an image are adjacent
 
     def take(self, images: Sequence[int] | np.ndarray) -> "CookedReferences":
         """The references of `images`, in that order; an image may come several times (one for each sample)."""
@@ -108,8 +108,8 @@ class Cider:
     between tf-idf vectors of n-grams. Times 10, as in the authors' code. Words are not stemmed, as in the COCO code.
 
     Args:
-        document_frequency: of the corpus that the captions are judged by. From a single image every weight is
-            log 1 = 0, and so is every score.
+        document_frequency: the document frequencies of a corpus of references. If it has a single image, every weight
+            is log 1 = 0, and so is every score.
     """
 
     def __init__(self, document_frequency: DocumentFrequency):
@@ -121,9 +121,9 @@ class Cider:
         Raises:
             ValueError: an image has no reference.
         """
-        for image, captions in enumerate(references):
-            if len(captions) == 0:
-                raise ValueError(f"references[{image}] must hold at least one caption, got none")
+        for place, truths in enumerate(references):
+            if len(truths) == 0:
+                raise ValueError(f"references[{place}] must hold at least one caption, got none")
         captions, image = flatten_references(references)
         return self.cook_counts(count_ngrams(captions), np.bincount(image))
 
@@ -174,7 +174,7 @@ class Cider:
 
 class CiderD(Cider):
     """CIDEr-D (equation 4 of the paper, sigma = 6), which the COCO evaluation prints as "CIDEr": repeating a word
-    gains nothing (clipping), and lengths unlike the reference's are penalised by a Gaussian.
+    does not raise the score (clipping), and a Gaussian penalises lengths that differ from the reference's.
 
     In a training loop:
 
@@ -187,14 +187,14 @@ class CiderD(Cider):
         return np.minimum(candidate, reference) * reference
 
     def _length_penalty(self, candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        # COCO's code takes the number of bigrams for the length: it tells an empty caption from one word no more
+        # COCO's code uses the number of bigrams as the length, so captions of no word and of one word are equally long
         difference = np.maximum(candidate, 1) - np.maximum(reference, 1)
         return np.exp(-(difference**2) / (2 * SIGMA**2))
 
 
 def _members(sizes: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group g has `sizes[g]` members, which stand one after another. The positions of the members of `groups`, and for
-    each the place of its group in `groups`."""
+    """For an array in which group g has `sizes[g]` adjacent members: the positions of all members of `groups`, and for
+    each member the index of its group in `groups`."""
     chosen = sizes[groups]
     starts = (np.cumsum(sizes) - sizes)[groups]
     group = np.repeat(np.arange(len(groups)), chosen)

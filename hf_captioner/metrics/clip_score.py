@@ -24,8 +24,8 @@ def clip_score(
     Args:
         captions: B texts.
         images: B images, or paths of images.
-        clip_folder: a folder with a CLIP model and its processor. Never downloaded. Scores of different models
-            cannot be compared; the paper's is ViT-B/32.
+        clip_folder: a local folder with a CLIP model and its processor; nothing is downloaded. Scores of different
+            models are not comparable; the paper uses ViT-B/32.
         batch_size: images at a time.
 
     Returns:

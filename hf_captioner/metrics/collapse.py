@@ -1,4 +1,4 @@
-"""Signs of a captioner that has collapsed: it says the same of every image, or stops in the middle."""
+"""Signs of a collapsed captioner: the same caption for every image, or captions that stop in the middle."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from .cider import CiderD, DocumentFrequency
 from .ptb_tokenizer import tokenize
 
-# Words that do not end an English caption. Prepositions that are adverbs as well ("a dog runs around") are missing.
+# Words that do not end an English caption. Prepositions that are also adverbs ("a dog runs around") are not listed.
 BAD_ENDINGS = frozenset(
     (
         "a an the this these those his its their my your our some each every "
@@ -26,20 +26,20 @@ def ends_badly(words: Sequence[str]) -> bool:
 def collapse_checks(
     predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
 ) -> dict[str, float | int]:
-    """Numbers that give a collapsed captioner away even where its metrics look usable.
+    """Numbers that reveal a collapsed captioner even if its metrics look acceptable.
 
     Args:
         predictions: B captions.
         references: B lists of one or more captions.
-        seed: of the shuffling.
+        seed: seed of the shuffle.
 
     Returns:
-        - `unique_ratio`: different captions / captions; near 0 if the same caption is given to every image.
+        - `unique_ratio`: distinct captions / captions; near 0 if the same caption is given to every image.
         - `vocabulary`: number of different words used.
-        - `mean_length`: words a caption.
-        - `bad_ending_rate`: share of captions of which [`ends_badly`] is true.
-        - `cider_d` and `cider_d_shuffled`: of the captions, and of the captions handed to other images. A captioner
-          that looks at its image loses most of its score.
+        - `mean_length`: mean number of words of a caption.
+        - `bad_ending_rate`: share of captions for which [`ends_badly`] is true.
+        - `cider_d` and `cider_d_shuffled`: of the captions, and of the same captions assigned to other images. The
+          second is much lower if captions depend on their image.
 
     Raises:
         ValueError: there are no predictions, or more or fewer than references.

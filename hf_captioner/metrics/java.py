@@ -1,4 +1,4 @@
-"""METEOR 1.5 and SPICE, which exist in Java only. Never downloads: what is not on the machine is not available."""
+"""METEOR 1.5 and SPICE, which exist in Java only. Nothing is downloaded; a missing program is reported as such."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
     if statistics.shape != (len(lines), 23):
         raise NotAvailableError(f"METEOR answered {len(answer)} lines to {len(lines)} questions")
     statistics, matches = statistics[:, :21], statistics[:, 21:]
-    # the program leaves captions that match as a whole out when it adds chunks up
+    # in its sum of chunks the program counts 0 for a caption that matches its reference as a whole
     statistics[(matches == statistics[:, :2]).all(axis=1) & (statistics[:, 20] == 1), 20] = 0
     return Scores(statistics, meteor_from_sums)
 
@@ -67,7 +67,10 @@ def _folder(metric: str) -> Path:
         raise NotAvailableError("Java is not installed")
     if find_spec("pycocoevalcap") is None:
         raise NotAvailableError("pycocoevalcap is not installed")
-    return Path(find_spec(f"pycocoevalcap.{metric}.{metric}").origin).parent
+    module = find_spec(f"pycocoevalcap.{metric}.{metric}")
+    if module is None or module.origin is None:
+        raise NotAvailableError(f"pycocoevalcap is installed without {metric}")
+    return Path(module.origin).parent
 
 
 def _as_field(words: Sequence[str]) -> str:

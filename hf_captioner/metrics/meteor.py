@@ -30,18 +30,18 @@ FUNCTION_WORDS = frozenset(
 def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Scores:
     """METEOR 1.5 (Denkowski and Lavie 2014) of English with two of its four stages: equal words and equal stems.
 
-    What is left out, synonyms and paraphrases, needs WordNet and a table of paraphrases; scores are therefore lower
-    than those of METEOR 1.5 and comparable only with each other. Function words, weights and alignment are those of
-    METEOR 1.5, which gives the same numbers when run with `-m "exact stem"`, but for a rare long caption whose best
-    alignment its beam search misses. Cutting of words is written for Latin and Cyrillic script.
+    The stages for synonyms and paraphrases are left out because they need WordNet and a table of paraphrases. Scores
+    are therefore lower than those of METEOR 1.5 and comparable only with each other. Function words, weights and
+    alignment are those of METEOR 1.5: run with `-m "exact stem"` it gives the same numbers, except for rare long
+    captions whose best alignment its beam search misses. Splitting into words supports Latin and Cyrillic script.
 
     Args:
         candidates: B captions, each a list of words.
         references: B lists of one or more captions, each a list of words.
 
     Returns:
-        The scores (0 to 1). The corpus score is computed from the sums of the images' statistics, each image's being
-        those of the reference that it matches best.
+        The scores (0 to 1). The corpus score is computed from the sum of the images' statistics; those of an image
+        come from the reference that it matches best.
 
     Raises:
         NotAvailableError: nltk, which has the stemmer, is not installed.
@@ -94,11 +94,15 @@ def _compare(candidate: tuple[str, ...], reference: tuple[str, ...]) -> list[int
 def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list[tuple[int, int]], int]:
     """Pairs words with equal stems, each at most once.
 
-    A word and its only partner, if that has no other, are always paired. The rest is chosen as METEOR's program
-    does, which is not quite what the paper says: as many pairs of equal words as possible, then as few chunks (runs
-    that stand in both captions in the same order), so that an equal stem is not worth a chunk of its own, then as many
-    pairs, then the shortest distances. By beam search, word for word; the program's beam is narrower and misses the
-    best alignment of some long captions.
+    Two words that can be paired only with each other always are. Other pairs are chosen as METEOR's program does,
+    which differs slightly from the paper. In this order, the alignment has
+    1. as many pairs of equal words as possible;
+    2. as few chunks (runs of words that are in both captions in the same order) as possible, so words with equal stems
+       stay unpaired if pairing them would add a chunk;
+    3. as many pairs as possible;
+    4. the smallest sum of distances between paired words.
+    It is found by beam search over the candidate's words. The program's beam is narrower and misses the best alignment
+    of some long captions.
 
     Returns:
         The pairs (place in the candidate, place in the reference), and the number of chunks.
@@ -107,11 +111,12 @@ def _align(candidate: tuple[str, ...], reference: tuple[str, ...]) -> tuple[list
     for place, word in enumerate(reference):
         places.setdefault(_stem(word), []).append(place)
     stems = [_stem(word) for word in candidate]
-    # every equal pair that the counts of a word allow can be had, so more words alone than that need not be tried
+    # A word can be paired with an equal one as often as both captions have it, so at most this many equal words stay
+    # alone in the best alignment.
     counts = Counter(reference)
     most_alone = sum(max(0, count - counts[word]) for word, count in Counter(candidate).items() if word in counts)
 
-    # a partial alignment is known by the places taken and the last one; the first four numbers are to be small
+    # Key: the reference words taken, as bits, and the last one. Value: four numbers to minimise in this order, pairs.
     beam: dict[tuple[int, int], tuple] = {(0, -2): (0, 0, 0, 0, ())}
     for here, (stem, word) in enumerate(zip(stems, candidate, strict=True)):
         options = places.get(stem, ())
@@ -138,7 +143,7 @@ def _keep(beam: dict, key: tuple, state: tuple) -> None:
 
 @lru_cache(maxsize=1 << 15)
 def _split(words: tuple[str, ...]) -> tuple[str, ...]:
-    """METEOR's own tokens (its option -norm, which COCO uses), from COCO's: hyphens and most marks cut words."""
+    """METEOR's own tokens (its option -norm, which COCO uses) from COCO's: also split at hyphens and most marks."""
     line = " ".join(words)
     if not (line.isascii() and line.replace(" ", "").isalnum()):
         line = regex.sub(r"(?<![\w.])(?:\p{L}+\.)+\p{L}+\.(?!\w)", lambda match: match[0].replace(".", ""), line)

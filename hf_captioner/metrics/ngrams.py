@@ -9,15 +9,15 @@ from itertools import chain
 import numpy as np
 
 ORDERS = 4
-# An n-gram is named by a 64-bit polynomial hash of its words' hashes, so it has the same name in every caption,
-# process and file without a table of all n-grams. Among COCO's four million n-grams the chance of a single collision
-# is below one in a million. The multiplier is odd, hence invertible modulo 2^64.
+# An n-gram is identified by a 64-bit polynomial hash of its words' hashes, which is the same in every caption, process
+# and file, without a table of all n-grams. The probability of any collision among COCO's four million n-grams is below
+# one in a million. The multiplier is odd, hence invertible modulo 2^64.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C13)
 
 
 @dataclass(frozen=True)
 class NgramCounts:
-    """The distinct n-grams of each of R rows (a row is a caption), E entries in ascending order of n-gram and row."""
+    """The distinct n-grams of R captions (rows): E entries, sorted by n-gram (its hash) and then by row."""
 
     ngram: np.ndarray  # (E,) uint64
     row: np.ndarray  # (E,)
@@ -31,7 +31,7 @@ class NgramCounts:
         return np.bincount(self.row * ORDERS + self.order, values, rows * ORDERS).reshape(rows, ORDERS)
 
     def find(self, ngram: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Looks for pairs `ngram (W,)`, `row (W,)`: the places in W of the pairs that exist, and their entries."""
+        """Looks up pairs `ngram (W,)`, `row (W,)`: the indices in W of those that exist, and their entries."""
         starts = np.flatnonzero(_changes(self.ngram))
         found, place = find_ascending(ngram, self.ngram[starts])
         rows = len(self.length)
@@ -59,13 +59,13 @@ def count_ngrams(captions: Sequence[Sequence[str]]) -> NgramCounts:
 
     ngrams, rows, orders = [], [], []
     ngram = words
-    for order in range(ORDERS):
-        if order:
-            ngram = ngram[:-1] * _MULTIPLIER + words[order:]
-        starts = np.flatnonzero(words_left[: len(ngram)] > order)
+    for longer in range(ORDERS):  # words beyond the first
+        if longer:
+            ngram = ngram[:-1] * _MULTIPLIER + words[longer:]
+        starts = np.flatnonzero(words_left[: len(ngram)] > longer)
         ngrams.append(ngram[starts])
         rows.append(row[starts])
-        orders.append(np.full(len(starts), order))
+        orders.append(np.full(len(starts), longer))
     ngram, row, order = np.concatenate(ngrams), np.concatenate(rows), np.concatenate(orders)
 
     by_ngram = np.argsort(ngram, kind="stable")  # stable: rows stay in order
@@ -76,7 +76,7 @@ def count_ngrams(captions: Sequence[Sequence[str]]) -> NgramCounts:
 
 
 def count_by_ngram(counts: NgramCounts, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct n-grams, ascending, and in how many images each occurs; `image (R,)`, ascending, is each row's."""
+    """The distinct n-grams, ascending, and the number of images with each; `image (R,)` has, ascending, each row's."""
     image = image[counts.row]
     new_ngram = _changes(counts.ngram)
     starts = np.flatnonzero(new_ngram)
@@ -100,6 +100,6 @@ def find_ascending(wanted: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarra
 
 
 def flatten_references(references: Sequence[Sequence[Sequence[str]]]) -> tuple[list[Sequence[str]], np.ndarray]:
-    """All reference captions one after another, and the image (R,) that each belongs to."""
+    """All reference captions in one list, and the index of the image (R,) that each belongs to."""
     image = np.repeat(np.arange(len(references)), [len(captions) for captions in references])
     return list(chain.from_iterable(references)), image

@@ -1,4 +1,4 @@
-"""What a caption is worth in training by reward."""
+"""Rewards of captions for training by reward."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from .cider import Cider, CiderD, DocumentFrequency
 from .ptb_tokenizer import tokenize
 
-# No tokenizer makes this word of text, so it stands for nothing but the end.
+# Stands for the end of a caption; tokenised text never contains it.
 END = "<eos>"
 
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "cider_d", "rouge_l")
@@ -15,13 +15,13 @@ METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "cider_d", "rouge_l"
 
 class CaptionReward:
     """
-    A weighted sum of metrics of single captions, in which the end of a caption is a word like the others. Without it a
-    caption that breaks off ("a man with a") is worth as much as a whole one, and captioners learn to break off.
+    A weighted sum of metrics of single captions, in which the end of a caption counts as a word. Otherwise a caption
+    that stops early ("a man with a") could get the same reward as a complete one, and captioners learn to stop early.
 
     Args:
-        references: one or more captions of each of B images. CIDEr weighs words by how many of these images have them.
-        weights: of the metrics' names, among bleu_1 to bleu_4 (0 to 1), cider, cider_d (0 to 10) and rouge_l (0 to 1);
-            CIDEr-D alone by default.
+        references: one or more captions for each of B images. CIDEr takes its document frequencies from them.
+        weights: from the name of a metric to its weight. Metrics are bleu_1 to bleu_4 and rouge_l (0 to 1), cider and
+            cider_d (0 to 10). By default CIDEr-D alone.
 
     Raises:
         ValueError: if there are no references, an image has none, or a metric's name is unknown.
@@ -44,8 +44,8 @@ class CaptionReward:
         """
         Args:
             captions: n texts.
-            images: the place of each one's image in `references`.
-            ended: whether each one came to its end.
+            images: for each caption, the index of its image in `references`.
+            ended: for each caption, whether it ends with EOS (and was not cut off).
 
         Returns:
             rewards (n,), float64.
@@ -58,4 +58,4 @@ class CaptionReward:
 
             found = score_words(words, [self._references[image] for image in images], others)
             scores |= {name: found[name].per_image for name in others}
-        return sum(weight * scores[name] for name, weight in self.weights.items())
+        return np.sum([weight * scores[name] for name, weight in self.weights.items()], axis=0)

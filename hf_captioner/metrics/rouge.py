@@ -10,10 +10,10 @@ BETA = 1.2
 
 
 def rouge_l(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Scores:
-    """ROUGE-L (Lin 2004, section 3): the F measure of the longest common subsequence, recall weighing beta = 1.2.
+    """ROUGE-L (Lin 2004, section 3): the F measure of the longest common subsequence, with beta = 1.2.
 
-    Precision and recall are each the best over the references, not those of one reference. An empty caption counts as
-    one empty word, as in COCO's code, so it matches an empty reference only.
+    Precision is the highest over the references, and so is recall; they may come from different references. As in
+    COCO's code, an empty caption counts as one empty word, so it matches only an empty reference.
 
     Args:
         candidates: B captions, each a list of words.
@@ -42,8 +42,8 @@ def _rouge_l(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def _common_subsequence(positions: dict[str, int], length: int, words: Sequence[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel: one row of the usual table in an integer (Hyyro 2004,
-    "Bit-parallel LCS-length computation revisited", figure 5); a zero bit is a step up along the row."""
+    """Length of the longest common subsequence, bit-parallel (Hyyro 2004, "Bit-parallel LCS-length computation
+    revisited", figure 5): an integer holds a row of the dynamic-programming table; where the row rises, a bit is 0."""
     row = all_ones = (1 << length) - 1
     for word in words:
         matches = row & positions.get(word, 0)

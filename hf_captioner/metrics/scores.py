@@ -1,9 +1,10 @@
-"""What every metric returns: statistics of each image, from which any set of images can be scored."""
+"""The result of every metric: additive statistics of each image, from which any set of images can be scored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class NotAvailableError(RuntimeError):
@@ -15,19 +16,19 @@ class Scores:
     """One metric's scores of B images.
 
     Args:
-        statistics: (B, S) float64, numbers of each image that may be added up over images.
-        combine: maps sums of statistics (..., S) to scores (...). A corpus score is the combination of the corpus's
-            sums, as in BLEU and METEOR, which are not means over images; an image's score that of its own.
+        statistics: (B, S) float64, S numbers for each image, which can be summed over images.
+        combine: computes scores (...) from sums of statistics (..., S). A corpus score is computed from the sums over
+            its images; for BLEU and METEOR this is not the mean of the images' scores.
     """
 
     statistics: np.ndarray
     combine: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def from_mean(cls, per_image: np.ndarray) -> "Scores":
+    def from_mean(cls, per_image: ArrayLike) -> "Scores":
         """A metric whose corpus score is the mean over images of `per_image (B,)`."""
-        per_image = np.asarray(per_image, np.float64)
-        return cls(np.stack([per_image, np.ones_like(per_image)], axis=-1), _mean)
+        values = np.asarray(per_image, np.float64)
+        return cls(np.stack([values, np.ones_like(values)], axis=-1), _mean)
 
     @property
     def corpus(self) -> float:
@@ -41,13 +42,13 @@ class Scores:
     def confidence_interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Percentile bootstrap over images (Efron and Tibshirani 1993, chapter 13) of the corpus score.
 
-        Images are drawn with replacement and the corpus score is computed anew from their statistics. Scores that
-        lean on the corpus (CIDEr's document frequencies) keep it as it is.
+        Images are sampled with replacement, and the corpus score is computed from their statistics. What depends on
+        the whole corpus (CIDEr's document frequencies) is not resampled.
 
         Args:
             level: the interval's probability, between 0 and 1.
             resamples: number of resampled corpora.
-            seed: of the drawing; equal seeds draw the same images for every metric.
+            seed: seed of the sampling; with equal seeds the same images are sampled for every metric.
 
         Returns:
             The interval's lower and upper end.

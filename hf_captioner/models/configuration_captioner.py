@@ -108,19 +108,19 @@ class CaptionerConfig(PreTrainedConfig):
             hint = f"; did you mean `{close[0]}`?" if close else ""
             raise ValueError(f"`{name}` (value {value!r}) is not a field of {type(self).__name__}{hint}")
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Sizes are positive."""
         for name in ("vocab_size", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
-    def validate_probabilities(self):
+    def validate_probabilities(self) -> None:
         """Dropout and label smoothing lie in [0, 1)."""
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
 
-    def validate_special_token_ids(self):
+    def validate_special_token_ids(self) -> None:
         """Special token ids are in [0, vocab_size), and `pad_token_id` is not an EOS id."""
         eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
         ids = {

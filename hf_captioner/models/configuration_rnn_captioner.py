@@ -116,7 +116,7 @@ class RnnCaptionerConfig(CaptionerConfig):
             attention = f"with {self.attention_sampling} {self.alignment.title} attention"
         return f"an RNN ({self.cell.upper()}, layers: {self.num_layers}, width {self.hidden_size}) {attention}"
 
-    def validate_choices(self):
+    def validate_choices(self) -> None:
         """Every named choice is a known one."""
         for name, choices in (
             ("attention", ATTENTIONS),
@@ -130,7 +130,7 @@ class RnnCaptionerConfig(CaptionerConfig):
                 '`attention_sampling` must be "soft" with `attention="none"`, which chooses no region, got "hard"'
             )
 
-    def validate_ignored_fields(self):
+    def validate_ignored_fields(self) -> None:
         """No field is set that the attention does not read."""
         used = self.alignment.fields if self.attends else ()
         ignored = {name: getattr(self, name) for name in _ALIGNMENT_FIELDS if name not in used}
@@ -140,7 +140,7 @@ class RnnCaptionerConfig(CaptionerConfig):
             if value is not None:
                 raise ValueError(f"`{name}` must be left out: attention={self.attention!r} ignores it, got {value!r}")
 
-    def validate_rnn_sizes(self):
+    def validate_rnn_sizes(self) -> None:
         """Layers, widths and heads fit together."""
         for name in ("num_layers", "num_attention_heads", "attention_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:

@@ -68,7 +68,7 @@ class TransformerCaptionerConfig(CaptionerConfig):
             f"width {self.hidden_size} and {self.num_attention_heads} heads"
         )
 
-    def validate_choices(self):
+    def validate_choices(self) -> None:
         """Every named choice is a known one."""
         for name, choices in (
             ("norm", NORMS),
@@ -78,7 +78,7 @@ class TransformerCaptionerConfig(CaptionerConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
-    def validate_transformer_sizes(self):
+    def validate_transformer_sizes(self) -> None:
         """
         Sizes are positive, heads divide the width, and the width is even for sinusoidal positions and a multiple of 4
         for two-dimensional ones.

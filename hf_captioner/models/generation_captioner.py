@@ -25,7 +25,7 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
         return ends.cumsum(-1) - ends.long() > 0
 
     @torch.no_grad()
-    def generate(self, inputs: torch.FloatTensor | None = None, *args, **kwargs):
+    def generate(self, inputs: torch.FloatTensor | None = None, *args, **kwargs) -> ModelOutput | torch.LongTensor:
         """
         As in transformers, from images, from `image_features` or from `encoder_outputs`.
 
@@ -65,7 +65,7 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
         return outputs
 
     def attention_maps(
-        self, outputs, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None
+        self, outputs: ModelOutput, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None
     ) -> torch.FloatTensor:
         """
         Attention over the image for each generated token.

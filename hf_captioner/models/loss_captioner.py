@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.utils import ModelOutput
 
 
 @dataclass
@@ -36,7 +37,7 @@ class CaptionerLossMixin:
         return False
 
     def attention_losses(
-        self, outputs, token_losses: torch.Tensor, labels: torch.LongTensor
+        self, outputs: ModelOutput, token_losses: torch.Tensor, labels: torch.LongTensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """
         Additional terms of a family's loss.
@@ -53,7 +54,7 @@ class CaptionerLossMixin:
 
     def caption_loss(
         self,
-        outputs,
+        outputs: ModelOutput,
         labels: torch.LongTensor,
         num_items_in_batch: torch.Tensor | int | None = None,
         row_weights: torch.FloatTensor | None = None,

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqModelOutput
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention import rows_per_image
@@ -145,16 +146,16 @@ class CaptionerModel(CaptionerPreTrainedModel):
         self.decoder = self.decoder_class(config, self.encoder.vision_encoder.width)
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.decoder.embed_tokens = value
 
-    def get_encoder(self, modality=None):
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.encoder
 
-    def make_cache(self):
+    def make_cache(self) -> Cache:
         """An empty cache of the decoder."""
         raise NotImplementedError
 
@@ -165,9 +166,9 @@ class CaptionerModel(CaptionerPreTrainedModel):
         decoder_input_ids: torch.LongTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         grid: tuple[int, int] | torch.LongTensor | None = None,
-        encoder_outputs=None,
+        encoder_outputs: ModelOutput | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -239,13 +240,13 @@ class CaptionerForConditionalGeneration(
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_encoder(self, modality=None):
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.model.encoder
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings):
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
@@ -270,9 +271,9 @@ class CaptionerForConditionalGeneration(
         labels: torch.LongTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         grid: tuple[int, int] | torch.LongTensor | None = None,
-        encoder_outputs=None,
+        encoder_outputs: ModelOutput | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,

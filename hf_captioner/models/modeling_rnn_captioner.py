@@ -12,6 +12,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     Seq2SeqModelOutput,
 )
+from transformers.utils import ModelOutput
 
 from .attention import hard_selection, rows_per_image, soft_selection, weighted_context
 from .configuration_rnn_captioner import RnnCaptionerConfig
@@ -449,7 +450,7 @@ class RnnCaptionerForConditionalGeneration(
         if hasattr(module, "attention_baseline"):
             init.constant_(module.attention_baseline, -math.log(self.config.vocab_size))
 
-    def resize_token_embeddings(self, *args, **kwargs):
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """As in transformers; new tokens also get a REINFORCE baseline."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if self.config.attention_sampling == "hard":
@@ -461,7 +462,9 @@ class RnnCaptionerForConditionalGeneration(
     def loss_reads_attentions(self) -> bool:
         return self.config.attends
 
-    def attention_losses(self, outputs, token_losses, labels) -> tuple[dict, dict]:
+    def attention_losses(
+        self, outputs: ModelOutput, token_losses: torch.Tensor, labels: torch.LongTensor
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """
         `doubly_stochastic`: lambda times the sum over captions and regions of (1 - sum over real steps of alpha)^2,
         alpha the mean over heads of the attention distribution (Xu et al. 2015, equation 14). Rows that are padding

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
-from transformers import Pipeline
+from transformers import BatchFeature, Pipeline
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
@@ -25,7 +26,7 @@ class ImageCaptioningPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
 
-    def __call__(self, images, **kwargs):
+    def __call__(self, images: Any, **kwargs) -> Any:
         """
         Args:
             images: a path, a URL, base64 text, a PIL image or an array ((H, W), (H, W, 3) or (3, H, W); integers up
@@ -67,7 +68,7 @@ class ImageCaptioningPipeline(Pipeline):
         )
         return preprocess, forward, {}
 
-    def preprocess(self, image, prompt="", timeout=None):
+    def preprocess(self, image: Any, prompt: str = "", timeout: float | None = None) -> BatchFeature:
         if hasattr(image, "shape"):
             if len(image.shape) not in (2, 3):
                 raise ValueError(f"an image array must be (H, W), (H, W, 3) or (3, H, W), got {tuple(image.shape)}")
@@ -105,7 +106,7 @@ class ImageCaptioningPipeline(Pipeline):
             )
         return {name: tensor.unflatten(0, (len(pixels), -1)) for name, tensor in outputs.items()}  # (B, k, ...)
 
-    def postprocess(self, outputs):
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
         config, tokenizer = self.model.config, self.processor.tokenizer
         captions = []
         for row, (ids, logs) in enumerate(zip(outputs["sequences"][0], outputs["log_probabilities"][0], strict=True)):
@@ -129,7 +130,7 @@ class ImageCaptioningPipeline(Pipeline):
                 captions[-1]["attention"] = outputs["attention"][0, row, real]
         return captions
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
         """As in transformers, which does not save the processor; here it is saved, too."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)

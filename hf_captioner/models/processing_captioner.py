@@ -1,12 +1,15 @@
-"""Images and text -> what a captioner's `forward` and `generate` take."""
+"""Prepares images and text for a captioner's `forward` and `generate`."""
 
-from transformers import BatchFeature, ProcessorMixin
+from collections.abc import Sequence
+
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
-_IGNORED = -100  # label of a position that counts for nothing
+_IGNORED = -100  # label of a position that the loss ignores
 
 
-class CaptionerProcessorKwargs(ProcessingKwargs, total=False):
+class CaptionerProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its base is a TypedDict
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
@@ -16,20 +19,29 @@ class CaptionerProcessor(ProcessorMixin):
 
     Args:
         image_processor: a [`CaptionerImageProcessor`] or another of transformers.
-        tokenizer: one that [`train_tokenizer`] made, or another whose calls append its end token.
+        tokenizer: made by [`train_tokenizer`], or any other that appends its EOS token.
     """
 
     valid_processor_kwargs = CaptionerProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs,
+    ):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @property
-    def model_input_names(self):
+    def model_input_names(self) -> list[str]:
         return ["pixel_values", "decoder_input_ids", "labels"]
 
     def __call__(
-        self, images=None, text=None, text_target=None, **kwargs: Unpack[CaptionerProcessorKwargs]
+        self,
+        images: ImageInput | None = None,
+        text: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        **kwargs: Unpack[CaptionerProcessorKwargs],
     ) -> BatchFeature:
         """
         Args:
@@ -41,8 +53,8 @@ class CaptionerProcessor(ProcessorMixin):
             **kwargs: settings of the image processor and the tokenizer, and `return_tensors`.
 
         Returns:
-            `pixel_values` (B, 3, H, W); `decoder_input_ids` (B, t): start token and text, no end; `labels` (N, T), or
-            (B, k, T) from a list of lists: tokens and end, no start, -100 for padding.
+            `pixel_values` (B, 3, H, W); `decoder_input_ids` (B, t): start token and prompt, without EOS; `labels`
+            (N, T), or (B, k, T) from a list of lists: tokens and EOS, without start token, -100 for padding.
 
         Raises:
             ValueError: if nothing is given, prompts differ in length, or an image has no caption.

@@ -1,4 +1,4 @@
-"""Captions -> tokens and back: tokenizers trained on a data set's own captions, texts of what was generated."""
+"""Trains tokenizers on a data set's captions, and decodes generated tokens to text."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,13 +11,13 @@ from transformers import TokenizersBackend
 SPECIAL_TOKENS = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}  # ids 0 to 3
 KINDS = ("word", "bpe")
 
-_SPACE = "\u2581"  # marks a word that stands behind a space, so that decoding gives back the text
+_SPACE = "\u2581"  # stands for the space in front of a word, so that decoding restores the spacing
 
 
 def _normalizer() -> normalizers.Normalizer:
     """
-    Lower case and the spacing of written English: data sets that are already split ("a dog 's ball .") and those that
-    are not teach the same tokens.
+    Lower-cases, and removes spaces in front of punctuation and clitics: captions that come tokenised
+    ("a dog 's ball .") and ordinary text give the same tokens.
     """
     return normalizers.Sequence(
         [
@@ -37,7 +37,7 @@ def _word_level(captions, vocab_size, min_frequency) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always"),
-            # a clitic, a word or number, or a single mark; the mark for the space stays in front
+            # splits into clitics ('s), words or numbers, and single punctuation marks, each with the space before it
             pre_tokenizers.Split(
                 Regex(rf"'[\p{{L}}\p{{M}}]+|{_SPACE}?[\p{{L}}\p{{M}}\p{{N}}]+|{_SPACE}?[^{_SPACE}]|{_SPACE}"),
                 "isolated",
@@ -78,18 +78,18 @@ def train_tokenizer(
     model_max_length: int = 64,
 ) -> TokenizersBackend:
     """
-    Trains a tokenizer that saves, loads (`AutoTokenizer`) and batches like any other of transformers.
+    Trains a tokenizer that is saved, loaded (`AutoTokenizer`) and called like every tokenizer of transformers.
 
-    Text is lower-cased. A call appends `<eos>` (labels need no more); decoding gives readable text. Ids are the same
+    Text is lower-cased. Calling it appends `<eos>`, as labels need; decoding gives readable text. Ids are the same
     for every tokenizer: `<unk>` 0, `<pad>` 1, `<bos>` 2, `<eos>` 3.
 
     Args:
         captions: the training captions.
-        kind: `"word"`: one id per word or mark, `<unk>` for rarer ones; `"bpe"`: byte-level byte-pair encoding
-            (Sennrich et al. 2016), which knows no unknown text.
-        vocab_size: most tokens to keep, special ones included.
+        kind: `"word"`: one id per word or punctuation mark, `<unk>` for those not in the vocabulary; `"bpe"`:
+            byte-level byte-pair encoding (Sennrich et al. 2016), which can represent any text.
+        vocab_size: maximum number of tokens, special ones included.
         min_frequency: how often a word (or a merge) must occur to be kept.
-        model_max_length: tokens of a caption, `<eos>` included, beyond which it is cut.
+        model_max_length: maximum number of tokens of a caption, `<eos>` included; longer ones are truncated.
 
     Raises:
         ValueError: if the kind is unknown, there is no caption, or `vocab_size` leaves no room.

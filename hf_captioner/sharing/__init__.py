@@ -1,1 +1,1 @@
-"""Captioners on their way to others: cards."""
+"""Sharing captioners: model cards."""

@@ -1,4 +1,4 @@
-"""transformers' Trainer for captioners: by the references' words, and by reward."""
+"""transformers' Trainer for captioners: training on reference captions, and training by reward."""
 
 from .captioning_trainer import CaptioningTrainer, caption_metrics
 from .self_critical_trainer import SelfCriticalTrainer

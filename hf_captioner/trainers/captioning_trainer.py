@@ -1,14 +1,16 @@
-"""transformers' Trainer for captioners: one image, several captions."""
+"""transformers' Trainer for captioners: several captions for each image."""
 
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import upload_folder
-from transformers import EvalPrediction, Seq2SeqTrainer
+from torch import nn
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
@@ -22,16 +24,19 @@ _SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner'
 class CaptioningTrainer(Seq2SeqTrainer):
     """
     A `Seq2SeqTrainer` whose batches have the image in dimension 0 and `labels` (B, k, T), as [`CaptionCollator`] makes
-    them. In evaluation it encodes each image once, for the loss and for one generated caption, and returns the batch's
-    `index` as label ids: the metric looks up the reference texts and drops images that a distributed sampler repeated.
+    them. In evaluation each image is encoded once, for the loss and for one generated caption, and the batch's `index`
+    is returned as label ids. With it the metric looks up the reference texts and drops duplicates: a distributed
+    sampler repeats images so that all processes get equally many.
 
     Args:
-        vision_learning_rate: learning rate of the vision model's parameters; that of the others by default.
+        vision_learning_rate: learning rate of the vision model's parameters; by default that of all others.
         *args, **kwargs: as for `Seq2SeqTrainer`.
 
     Raises:
         ValueError: if `args.label_smoothing_factor` is set, which would take the labels away from the model.
     """
+
+    push_in_progress: PushInProgress | None
 
     def __init__(self, *args, vision_learning_rate: float | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -41,17 +46,17 @@ class CaptioningTrainer(Seq2SeqTrainer):
                 f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
         self.vision_learning_rate = vision_learning_rate
-        self._noted: dict[str, float] = defaultdict(float)
+        self._noted: dict[str, float | torch.Tensor] = defaultdict(float)
         self._noted_batches, self._noted_step = 0, 0
 
-    def create_accelerator_and_postprocess(self):
-        # accelerate's dispatcher of iterable data sets joins the batches of all processes, but ours differ in the
-        # length of captions and their number; so each process reads the stream and takes its share.
+    def create_accelerator_and_postprocess(self) -> None:
+        # For iterable data sets accelerate's dispatcher concatenates the batches of all processes. Ours differ in
+        # length and number of captions, so each process reads the whole stream and takes its share instead.
         if self.args.accelerator_config.dispatch_batches is None:
             self.args.accelerator_config.dispatch_batches = False
         super().create_accelerator_and_postprocess()
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         first = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if first and self.vision_learning_rate is not None:
@@ -65,16 +70,16 @@ class CaptioningTrainer(Seq2SeqTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle that nothing reads; the folder goes to the Hub.
+        # A pickle that nothing reads should not go to the Hub.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """None: there is one in every folder that a captioner is saved to, which a draft would replace."""
+        """Does nothing: `save_pretrained` has written a card, which the Trainer's draft would replace."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """
-        Pushes a checkpoint. The base class takes from it weights and configuration alone, without the code that they
-        need, and adds its own pickled arguments.
+        Pushes a checkpoint with the code that it needs. The base class would push weights and configuration without
+        the code, and its own pickled arguments.
         """
         args, earlier = self.args, self.push_in_progress
         busy = earlier is not None and not earlier.is_done()
@@ -84,7 +89,7 @@ class CaptioningTrainer(Seq2SeqTrainer):
             or (busy and not args.hub_always_push)
         ):
             return
-        # Copied first, for the next checkpoint may be the end of this one's folder while it is on its way.
+        # Copied first: the next checkpoint may delete this one's folder during the upload.
         for path in Path(checkpoint_folder).iterdir():
             if path.suffix in _SHARED:
                 shutil.copy(path, args.output_dir)
@@ -102,12 +107,18 @@ class CaptioningTrainer(Seq2SeqTrainer):
             jobs.append(
                 upload_folder(folder_path=checkpoint_folder, path_in_repo=place, commit_message=message, **options)
             )
-        if busy:
+        if earlier is not None and busy:
             earlier.jobs.extend(jobs)
         else:
             self.push_in_progress = PushInProgress(jobs)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = {name: value for name, value in inputs.items() if name != "index"}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.note(getattr(outputs, "log", None) or {})
@@ -115,12 +126,15 @@ class CaptioningTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def note(self, values: dict[str, float | torch.Tensor]) -> None:
-        """Numbers of one batch for the next line of the log: `loss_...` add up to a step's, others are averaged."""
+        """
+        Adds the values of one batch to the next line of the log. Terms of the loss, `loss_...`, are summed over the
+        batches of a step (gradient accumulation, processes) like the loss itself; other values are averaged.
+        """
         for name, value in values.items():
             self._noted[name] = self._noted[name] + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As in transformers; the line with the training loss has what was noted since the last one."""
+        """As in transformers; the line with the training loss also gets the values noted since the previous one."""
         if "loss" in logs and self._noted:
             steps = self.state.global_step - self._noted_step
             for name, total in self._noted.items():
@@ -131,7 +145,14 @@ class CaptioningTrainer(Seq2SeqTrainer):
             self._noted_batches, self._noted_step = 0, self.state.global_step
         super().log(logs, *args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         Returns:
             loss, generated ids (B, tokens) unless `prediction_loss_only`, and the batch's `index` (B,).
@@ -149,13 +170,15 @@ class CaptioningTrainer(Seq2SeqTrainer):
         return loss, tokens, index
 
 
-def caption_metrics(tokenizer, references: Sequence[Sequence[str]]) -> Callable[[EvalPrediction], dict[str, float]]:
+def caption_metrics(
+    tokenizer: PreTrainedTokenizerBase, references: Sequence[Sequence[str]]
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """
     The Trainer's `compute_metrics` for captions.
 
     Args:
-        tokenizer: decodes what was generated.
-        references: the captions of each image; the `index` of an evaluation row points into it.
+        tokenizer: decodes the generated captions.
+        references: the captions of each image; the `index` of an evaluation row is the image's position here.
 
     Returns:
         a function from an `EvalPrediction`, whose `label_ids` are indices, to the scores of [`CaptionMetrics`].

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..metrics import CaptionReward, tokenize
 from ..metrics.collapse import ends_badly
@@ -18,26 +19,27 @@ BASELINES = ("greedy", "leave_one_out")
 
 class SelfCriticalTrainer(CaptioningTrainer):
     """
-    A [`CaptioningTrainer`] that samples captions and makes those more probable that are worth more than a baseline:
-    the loss is the mean over samples y of -(r(y) - b) log p(y), whose gradient is that of the expected reward without
-    bias (Williams 1992), for b does not depend on y.
+    A [`CaptioningTrainer`] that samples captions and raises the probability of those whose reward exceeds a baseline.
+    The loss is the mean over samples y of -(r(y) - b) log p(y). Its gradient is an unbiased estimate of that of the
+    negative expected reward (Williams 1992), because b does not depend on y.
 
-    Captions are drawn from the whole distribution, unknown words included, and drawn and scored without dropout, for
-    that is the captioner that is used in the end. Hard attention takes its most probable region. `row_weights` of the
-    model carries the rewards, so any captioner of this package can be trained, from images or `image_features`.
+    Captions are sampled from the whole distribution, including `<unk>`. Dropout is off in sampling and in the loss, as
+    it is when the captioner is used. Hard attention takes its most probable region. Rewards enter the model's loss as
+    `row_weights`, so any captioner of this package can be trained, from images or from `image_features`.
 
     Beside the loss the log has `reward` and `reward_std` (over samples), `reward_baseline`, `caption_length` (words),
     `bad_ending_rate` (the caption ends in a determiner, a preposition or a conjunction, or does not end), and the
     seconds of a batch: `seconds_sampling`, `seconds_reward`, `seconds_gradient` (forward and backward).
 
     Args:
-        references: the captions of each image; rows of `train_dataset` have their image's place here as `index`.
-        reward: called with `captions`, `references` (of each caption), `images` (the place of each one's references)
-            and `ended` (whether each one came to its end) by keyword, returns a number for each. It names what it
-            reads and takes the rest as `**kwargs`. CIDEr-D of [`CaptionReward`] by default.
-        samples_per_image: captions drawn of every image.
-        baseline: `"leave_one_out"`: the mean reward of the image's other samples; `"greedy"`: that of the caption that
-            greedy search finds.
+        references: the captions of each image; rows of `train_dataset` have the image's position here as `index`.
+        reward: a function that returns one number per caption. It is called with these keyword arguments, each with
+            one entry per caption: `captions` (texts), `references` (the image's captions), `images` (the image's index
+            in `references` above) and `ended` (whether the caption ends with EOS). What it does not need, it may take
+            as `**kwargs`. By default CIDEr-D, see [`CaptionReward`].
+        samples_per_image: number of captions sampled for every image.
+        baseline: `"leave_one_out"`: the mean reward of the image's other samples; `"greedy"`: the reward of the
+            caption found by greedy search.
         *args, **kwargs: as for [`CaptioningTrainer`].
 
     Raises:
@@ -69,21 +71,27 @@ class SelfCriticalTrainer(CaptioningTrainer):
         self.baseline = baseline
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        # The loss is a mean over samples, of which a step has a known number; that of their words would depend on
-        # them, and the gradient's expectation with it.
+        # The loss is a mean over samples, whose number is fixed. Dividing by the number of their tokens would make the
+        # divisor depend on the samples and the gradient estimate biased.
         count = torch.tensor(self.samples_per_image * sum(len(batch["labels"]) for batch in batch_samples))
         if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             count = self.accelerator.gather(count.to(device)).sum()
         return count.to(device)
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
         start, before = time.perf_counter(), dict(self._noted)
         loss = super().training_step(*args, **kwargs)
         outside = sum(self._noted[name] - before.get(name, 0.0) for name in ("seconds_sampling", "seconds_reward"))
         self.note({"seconds_gradient": time.perf_counter() - start - outside})
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if "index" not in inputs:
             raise ValueError("rows of `train_dataset` must have `index`, the place of their `references`, got none")
         images = inputs["index"].repeat_interleave(self.samples_per_image).tolist()
@@ -91,7 +99,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
             raise ValueError(
                 f"`index` must be below the number of `references`, {len(self.references)}, got {max(images)}"
             )
-        seen = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
+        seen = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
         with without_dropout(self.model):
             start = time.perf_counter()
             labels, greedy = self._sample(seen)
@@ -111,8 +119,9 @@ class SelfCriticalTrainer(CaptioningTrainer):
         greedy = None
         if self.baseline == "greedy":
             greedy = model.generate(encoder_outputs=encoder_outputs, num_beams=1, do_sample=False)
-        # What shapes captions in use (suppressed or repeated words, temperatures) would draw from another distribution
-        # than the one that is trained, and `generate` adds to its settings what the model's own have besides.
+        # Samples must come from the distribution that is trained, so settings that change it (suppressed tokens,
+        # repetition penalties, temperature) are off. The model's generation configuration is replaced as a whole,
+        # because `generate` would fill in missing settings from it.
         model.generation_config = GenerationConfig(
             do_sample=True,
             top_k=0,
@@ -151,7 +160,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         rows, end = labels.flatten(0, 1).tolist(), self.model.config.eos_token_id
         ended = [end in row for row in rows]
         words = [[token for token in row if token not in (-100, end)] for row in rows]
-        captions = self._tokenizer.batch_decode(words)  # an unknown word stays one
+        captions = self._tokenizer.batch_decode(words)  # `<unk>` is kept as text
         references = [self.references[image] for image in images]
         found = self.reward(captions=captions, references=references, images=images, ended=ended)
         rewards = torch.as_tensor(np.asarray(found, dtype=np.float64)).flatten()
@@ -163,28 +172,29 @@ class SelfCriticalTrainer(CaptioningTrainer):
         if log:
             said = tokenize(captions)
             bad = [not end or ends_badly(text) for text, end in zip(said, ended, strict=True)]
-            self.note({"bad_ending_rate": np.mean(bad), "caption_length": np.mean([len(text) for text in said])})
+            lengths = [len(text) for text in said]
+            self.note({"bad_ending_rate": float(np.mean(bad)), "caption_length": float(np.mean(lengths))})
         return rewards.view(labels.shape[:2])
 
     @property
-    def _tokenizer(self):
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
 
 @contextmanager
 def without_dropout(model: nn.Module):
-    """Evaluation mode, but for RNNs, whose backward pass cuDNN has in training mode alone."""
+    """Evaluation mode, except that RNNs stay in training mode with dropout 0: cuDNN has no backward pass otherwise."""
     training = [module for module in model.modules() if module.training]
     dropouts = {module: module.dropout for module in model.modules() if isinstance(module, nn.RNNBase)}
     model.eval()
-    for module in dropouts:
-        module.train()
-        module.dropout = 0.0
+    for rnn in dropouts:
+        rnn.train()
+        rnn.dropout = 0.0
     try:
         yield
     finally:
         model.eval()
         for module in training:
             module.training = True
-        for module, dropout in dropouts.items():
-            module.dropout = dropout
+        for rnn, dropout in dropouts.items():
+            rnn.dropout = dropout
