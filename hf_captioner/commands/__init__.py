@@ -1,5 +1,6 @@
 """What is run from a shell, one file a command: it reads arguments, calls the other rooms and prints."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -7,10 +8,21 @@ from huggingface_hub.errors import StrictDataclassError
 
 
 def run(main: Callable[[], None]) -> None:
-    """A command's `main` as a program: what the user can mend is one line on standard error."""
+    """
+    A command's `main` as a program: what the user can mend is one line on standard error and exit status 2. To be
+    stopped (Ctrl-C) or to have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
+    """
     try:
         main()
+        sys.stdout.flush()
     except (ValueError, TypeError, FileNotFoundError, StrictDataclassError) as error:
         if "--debug" in sys.argv:
             raise
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # What is left in the buffer is written at exit, where it would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None

@@ -1,8 +1,10 @@
 """
 Against transformers' own `VisionEncoderDecoderModel`, of the same sizes: a training step, and captions per second.
 
-    python training/benchmark.py
-    python training/benchmark.py --rows 128 --training_rows 64 --device cuda
+    hf-captioner benchmark
+    hf-captioner benchmark --rows 128 --training_rows 64 --device cuda
+
+In a clone `python training/benchmark.py` is the same.
 
 Both have a ViT and a decoder of the same width, heads and feed-forward width: ours is a Transformer captioner without
 encoder layers, theirs a ViT with a BERT decoder. Generation starts from what the ViT said, from which both have the
@@ -19,11 +21,12 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from transformers import BertConfig, BertLMHeadModel, HfArgumentParser, VisionEncoderDecoderModel, ViTConfig, ViTModel
+from transformers import BertConfig, BertLMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .. import TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration
 from . import run
+from .options import OptionsParser
 
 
 @dataclass
@@ -175,7 +178,7 @@ def table(args: Arguments, seconds: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
     if args.small:
         for name, value in SMALL.items():
             setattr(args, name, value)

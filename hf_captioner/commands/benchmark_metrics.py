@@ -21,12 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from transformers import HfArgumentParser
 
 from ..metrics import CiderD, DocumentFrequency, bleu, meteor_exact_stem, rouge_l, tokenize
 from ..metrics.caption_metrics import score_words
 from ..metrics.ptb_tokenizer import clear_cache
 from . import run
+from .options import OptionsParser
 
 THREE = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 
@@ -57,7 +57,7 @@ def make_captions(count: int, seed: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    (arguments,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
     captions = make_captions(arguments.captions, arguments.seed)
     texts = make_captions(6 * arguments.images, arguments.seed + 1)
     words = tokenize(texts)

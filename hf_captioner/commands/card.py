@@ -1,10 +1,11 @@
 """
 Writes the card of a trained captioner, the `README.md` of its folder, from what was measured of it.
 
-    python training/write_card.py --model outputs/quickstart --evaluation outputs/quickstart_evaluation
+    hf-captioner card --model outputs/quickstart
+    hf-captioner card --model outputs/quickstart --evaluation outputs/quickstart_evaluation
 
-train.py writes one at the end of training, with its own metrics; with an evaluation, the card has those of
-evaluate_captions.py and their intervals.
+Training writes one at its end, with its own metrics; with an evaluation, the card has that one's metrics and their
+intervals. In a clone `python training/write_card.py` is the same.
 """
 
 import hashlib
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig
 
 from ..models.sharing_captioner import model_card
 from . import run
+from .options import OptionsParser
 
 TEMPLATE = Path(__file__).parents[1] / "sharing" / "card_template.md"
 HUB_METRICS = ("bleu", "rouge", "meteor", "cider", "spice")  # as the Hub calls what we have several kinds of
@@ -196,7 +198,7 @@ def cell(text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
     write_card(Path(args.model), None if args.evaluation is None else Path(args.evaluation), args.name)
     print(f"card: {Path(args.model, 'README.md')}")
 

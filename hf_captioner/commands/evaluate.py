@@ -1,9 +1,12 @@
-"""
+r"""
 Captions a source of images with a trained captioner and measures the captions.
 
-    accelerate launch training/evaluate_captions.py --model outputs/quickstart --data shapes:rows=200,seed=1 \
-        --output_dir outputs/quickstart/evaluation
-    accelerate launch --multi_gpu --num_processes 2 training/evaluate_captions.py --model outputs/flickr8k \
+    hf-captioner evaluate --model outputs/quickstart --data shapes:rows=200,seed=1 \
+        --output_dir outputs/quickstart_evaluation
+
+On several GPUs it is started by accelerate, in a clone with `training/evaluate_captions.py` in place of `-m ...`:
+
+    accelerate launch --multi_gpu --num_processes 2 -m hf_captioner.commands.evaluate --model outputs/flickr8k \
         --data flickr8k/validation.parquet --num_beams 5 --clip_folder clip --output_dir outputs/flickr8k/evaluation
 
 Several processes on CPUs are started with `torchrun --nproc_per_node 2` in place of `accelerate launch`.
@@ -28,13 +31,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, HfArgumentParser
+from transformers import AutoModelForImageTextToText
 
 from .. import CaptionerProcessor, __version__
 from ..data import load_captions
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
 from . import run
+from .options import OptionsParser
 
 
 @dataclass
@@ -72,7 +76,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
     # unless told that there is nothing but CPUs, accelerate takes several processes for one
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, HfArgumentParser
+from transformers import AutoModelForImageTextToText
 
 from .. import CaptionerProcessor
 from ..data import shapes_dataset
 from ..data.shapes import IMAGE_SIZE, SHAPES
 from ..models.tokenization_captioner import decode_captions
 from . import run
+from .options import OptionsParser
 
 
 @dataclass
@@ -91,7 +92,7 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
+    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = CaptionerProcessor.from_pretrained(args.model)
     dataset = shapes_dataset(args.rows, args.seed)

@@ -1,17 +1,22 @@
-"""
+r"""
 Trains a captioner of any family on any source of images and captions, and saves model and processor as one folder.
 
-    accelerate launch training/train.py --config training/configs/quickstart.yaml
-    accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive.yaml \
+    hf-captioner train --config quickstart
+    hf-captioner train --config quickstart --output_dir outputs/dot --model_config '{"attention": "dot"}'
+
+`--config` is a YAML file or the name of one that is shipped. On several GPUs, training is started by accelerate; in a
+clone `training/train.py` stands for `-m hf_captioner.commands.train`:
+
+    accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive \
         --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
 
 The usual two stages are two runs: the second goes on from the first one's folder and is rewarded for what it says.
 
-    accelerate launch training/train.py --config training/configs/flickr8k_rnn_additive_scst.yaml \
+    accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive_scst \
         --model outputs/flickr8k_rnn_additive --train_data ... --eval_data ...
 
-Settings are the fields of the classes below and of transformers' `Seq2SeqTrainingArguments`; what stands on the
-command line goes before what stands in the YAML file.
+Settings are the options below, of which most are the fields of transformers' `Seq2SeqTrainingArguments`; what stands
+on the command line goes before what stands in the YAML file.
 """
 
 import json
@@ -26,7 +31,6 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
-    HfArgumentParser,
     Seq2SeqTrainingArguments,
     set_seed,
 )
@@ -40,6 +44,7 @@ from ..models.tokenization_captioner import decode_captions, token_texts
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from . import run
 from .card import NUM_SAMPLES, write_card
+from .options import OptionsParser, find_config
 
 
 @dataclass
@@ -108,8 +113,7 @@ def parse_arguments(
     settings, rest = {}, list(argv)
     if "--config" in rest:
         at = rest.index("--config")
-        path = rest[at + 1]
-        settings = yaml.safe_load(Path(path).read_text()) or {}
+        settings = yaml.safe_load(find_config(rest[at + 1]).read_text()) or {}
         del rest[at : at + 2]
     if "--model_config" in rest:
         at = rest.index("--model_config")
@@ -126,7 +130,7 @@ def parse_arguments(
         ]
     if not torch.accelerator.is_available():  # else `bf16` is refused, which CPUs can do
         arguments += ["--use_cpu", "true"]
-    parser = HfArgumentParser((ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments))
+    parser = OptionsParser((ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments), __doc__)
     return parser.parse_args_into_dataclasses(arguments + rest)
 
 

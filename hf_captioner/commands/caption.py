@@ -1,0 +1,306 @@
+"""`hf-captioner caption`: captions of any number of images, into files that a stopped run goes on with."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tqdm.auto import tqdm
+from transformers import LogitsProcessorList, pipeline
+from typer import Argument, Option
+
+from ..data.caption_files import (
+    Progress,
+    check_suffix,
+    read_captions,
+    read_text,
+    text_cells,
+    text_file,
+    text_writer,
+    write_captions,
+    write_text,
+)
+from ..data.image_files import ImageFile, ImageFiles, read_ahead
+from ..decoding import WordLimit, word_probabilities
+from ..errors import InputError
+from ..models.pipeline_captioner import TASK
+
+THREADS = min(16, 2 * (os.cpu_count() or 1))  # that read images
+
+
+class Existing(StrEnum):
+    """What is done with an image that has a caption, in the output file or in the text file beside it."""
+
+    skip = "skip"
+    overwrite = "overwrite"
+    append = "append"
+    prepend = "prepend"
+
+    def combine(self, old: str | None, new: str | None) -> str | None:
+        """The caption to be written; a captioner that abstains (None) takes nothing away unless it is told to."""
+        if not old or self is Existing.overwrite:
+            return new
+        if not new or self is Existing.skip:
+            return old
+        return f"{old} {new}" if self is Existing.append else f"{new} {old}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """On what the captions of a run depend."""
+
+    model: str
+    prompt: str
+    num_beams: int | None
+    max_words: int | None
+    min_score: float | None
+    words: bool
+    existing: str
+
+
+def caption(
+    inputs: Annotated[
+        list[str],
+        Argument(
+            metavar="INPUT",
+            show_default=False,
+            help="Images, folders with all that lies below, patterns, tables (Parquet, CSV, TSV, JSON, JSON lines) "
+            "with images or with paths relative to the table, or - for such paths from standard input, one a line.",
+        ),
+    ],
+    model: Annotated[str | None, Option(help="Folder or Hub name of a captioner.")] = None,
+    output: Annotated[
+        Path | None, Option(metavar="F.txt|.jsonl|.csv|.parquet", help="File for the captions instead of the screen.")
+    ] = None,
+    sidecar: Annotated[bool, Option("--sidecar", help="Write a .txt beside each image.")] = False,
+    existing: Annotated[
+        Existing, Option(help="What to do with an image that has a caption in the output or beside it.")
+    ] = Existing.skip,
+    num_beams: Annotated[
+        int | None, Option(min=1, help="Beams of the search, by default the captioner's own.")
+    ] = None,
+    batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 16,
+    prompt: Annotated[str, Option(help="Text that every caption begins with.")] = "",
+    max_words: Annotated[int | None, Option(min=1, help="Most words of a caption.")] = None,
+    min_score: Annotated[
+        float | None, Option(min=0, max=1, help="Abstain where the score is lower: the caption is null.")
+    ] = None,
+    score: Annotated[
+        bool, Option("--score", help="Show the score in text, too: the geometric mean of the tokens' probabilities.")
+    ] = False,
+    words: Annotated[bool, Option("--words", help="Give every word's probability.")] = False,
+    image_column: Annotated[str | None, Option(help="Column of tables, by default found by its usual names.")] = None,
+) -> Callable[[], None]:
+    """
+    Caption images, whatever they are given as.
+
+    \b
+    hf-captioner caption photo.jpg --model outputs/quickstart
+    hf-captioner caption photos --model outputs/quickstart --output captions.jsonl
+    hf-captioner caption "photos/*.jpg" table.csv --model outputs/quickstart --output captions.parquet --num-beams 3
+    hf-captioner caption photos --model outputs/quickstart --sidecar --existing append --max-words 8
+    find photos -name "*.jpg" | hf-captioner caption - --model outputs/quickstart --words --min-score 0.01
+
+    On the screen and in .txt a line has the image, a tab and the caption. A line of .jsonl is an object with image,
+    caption and score, or with image and error; CSV and Parquet have these as columns.
+
+    An image that cannot be read becomes a row with its error, the others go on, and the exit status is 1. A run that
+    was stopped goes on where it was when it is started again; until it is through, its rows are in F.progress.
+    """
+    if model is None:
+        raise InputError(
+            "`--model` must be the folder or Hub name of a captioner, got none: this version comes without one; "
+            "`hf-captioner train --config quickstart` trains one in minutes"
+        )
+    if output is not None:
+        check_suffix(output)
+    settings = Settings(model, prompt, num_beams, max_words, min_score, words, existing.value)
+    return partial(caption_images, inputs, image_column, settings, batch_size, output, sidecar, score)
+
+
+def caption_images(
+    inputs: list[str],
+    image_column: str | None,
+    settings: Settings,
+    batch_size: int,
+    output: Path | None,
+    sidecar: bool,
+    score: bool,
+) -> None:
+    """Captions what has no caption yet; rows go to the screen, to the text files, to the output when all are there."""
+    images = ImageFiles(inputs, image_column)
+    if sidecar and images.tables:
+        raise InputError(f"`--sidecar` must have image files to stand beside, got images inside of {images.tables[0]}")
+    try:
+        captions = Captions(images, settings, output, sidecar, score)
+        with tqdm(total=len(images), desc="captioning", unit="image", disable=None) as bar:  # None: on a terminal
+            caption_missing(captions, images, settings, batch_size, bar)
+        captions.finish()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # no permission, no room left: reading has its own
+        raise InputError(f"{error.filename} must be a file that can be written, got {error.strerror}") from error
+    unread = sum("error" in row for row in captions.rows.values())
+    where = f" ({output} says why)" if output is not None and unread else ""
+    print(f"{len(captions.rows) - unread} captioned, {unread} could not be read{where}", file=sys.stderr)
+    if unread:
+        raise SystemExit(1)
+
+
+def caption_missing(captions: "Captions", images: ImageFiles, settings: Settings, batch_size: int, bar: tqdm) -> None:
+    missing = captions.missing(images, bar.update)
+    first = next(missing, None)
+    if first is None:  # all is done, and no model needed
+        return
+    captioner = Captioner(settings)
+    batch = []
+    for one in read_ahead(captioner.read, chain([first], missing), THREADS, THREADS + 2 * batch_size):
+        batch.append(one)
+        if len(batch) == batch_size:
+            captions.add(captioner.rows(batch))
+            bar.update(batch_size)
+            batch = []
+    captions.add(captioner.rows(batch))
+    bar.update(len(batch))
+
+
+class Captioner:
+    """The pipeline, step by step: reading is done ahead of the model by threads, an image that fails alone."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        try:
+            self.pipeline = pipeline(TASK, model=settings.model)
+        except (OSError, ValueError, StrictDataclassError) as error:
+            raise InputError(
+                f"`--model` must be the folder or Hub name of a captioner, got {settings.model!r}: {error}"
+            ) from error
+        self.tokenizer = self.pipeline.processor.tokenizer
+        self.options = {} if settings.num_beams is None else {"num_beams": settings.num_beams}
+        if settings.max_words is not None:
+            limit = WordLimit(self.tokenizer, settings.max_words)
+            self.options["logits_processor"] = LogitsProcessorList([limit])
+
+    def read(self, image: ImageFile):
+        return self.pipeline.preprocess(image.source(), prompt=self.settings.prompt)
+
+    def rows(self, batch: list) -> list[dict]:
+        """Of pairs of an image and what reading it gave."""
+        inputs = [read for _, read in batch if not isinstance(read, Exception)]
+        captions = iter(self.captions(inputs) if inputs else [])
+        rows = []
+        for image, read in batch:
+            if isinstance(read, Exception):
+                error = " ".join(str(read).split()) or type(read).__name__
+                rows.append({"image": image.name, "error": error})
+            else:
+                rows.append({"image": image.name, **next(captions)})
+        return rows
+
+    def captions(self, inputs: list) -> Iterator[dict]:
+        together = type(inputs[0])({name: torch.cat([one[name] for one in inputs]) for name in inputs[0]})
+        try:
+            outputs = self.pipeline.forward(together, generate_kwargs=self.options)
+        except ValueError as error:  # as of a prompt that is longer than a caption may be
+            raise InputError(f"the captioner must be able to do what the options say, got: {error}") from error
+        for index in range(len(inputs)):
+            found = self.pipeline.postprocess({name: one[index : index + 1] for name, one in outputs.items()})[0]
+            abstains = self.settings.min_score is not None and found["score"] < self.settings.min_score
+            row = {"caption": None if abstains else found["generated_text"], "score": found["score"]}
+            if self.settings.words:
+                probabilities = [token["probability"] for token in found["tokens"]]
+                said = outputs["sequences"][index, 0, -outputs["log_probabilities"].shape[-1] :]
+                row["words"] = word_probabilities(self.tokenizer, said[: len(probabilities)].tolist(), probabilities)
+            yield row
+
+
+class Captions:
+    """
+    Where captions go. What is to be written is in the progress file first, so that a run that was killed at any
+    moment writes it once more and not twice.
+
+    Attributes:
+        rows: of this run, and of the stopped one that it goes on with, by the image's name.
+    """
+
+    def __init__(self, images: ImageFiles, settings: Settings, output: Path | None, sidecar: bool, score: bool):
+        self.output, self.sidecar, self.score = output, sidecar, score
+        self.existing = Existing(settings.existing)
+        self.before = {} if output is None else {row["image"]: row for row in read_captions(output)}
+        self.progress = None
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            self.progress = Progress(output.with_name(f"{output.name}.progress"), asdict(settings))
+        elif sidecar:  # where it writes anyway
+            folder = next((text_file(one.name).parent for one in images if os.path.isfile(one.name)), None)
+            self.progress = None if folder is None else Progress(folder / ".captions.progress", asdict(settings))
+        self.rows = {row["image"]: row for row in self.progress.rows} if self.progress else {}
+        for row in self.rows.values():
+            self.write_beside(row)
+
+    def missing(self, images: ImageFiles, skipped: Callable[[], None]) -> Iterator[ImageFile]:
+        """The images that are still to be captioned."""
+        owners: dict[Path, str] = {}
+        for image in images:
+            owner = owners.setdefault(text_file(image.name), image.name)
+            if image.name in self.rows or (self.existing is Existing.skip and self.has_caption(image, owner)):
+                skipped()
+            elif self.sidecar and owner != image.name:
+                self.add([{"image": image.name, "error": f"{text_file(image.name)} is the text file of {owner}"}])
+                skipped()
+            else:
+                yield image
+
+    def has_caption(self, image: ImageFile, owner: str) -> bool:
+        """Wherever this run writes; `owner` is the image that the text file belongs to."""
+        in_output = self.output is None or bool(self.before.get(image.name, {}).get("caption"))
+        beside = not self.sidecar or (owner == image.name and bool(read_text(text_file(image.name))))
+        return in_output and beside and (self.output is not None or self.sidecar)
+
+    def add(self, rows: list[dict]) -> None:
+        new = [self.combined(row) for row in rows]
+        self.rows |= {row["image"]: row for row in new}
+        if self.progress:
+            self.progress.add(new)
+        for row in new:
+            self.write_beside(row)
+        if self.output is None:
+            shown = [row for row in new if "error" not in row]
+            if not self.sidecar:
+                text_writer(sys.stdout).writerows(text_cells(row, self.score) for row in shown)
+                sys.stdout.flush()
+            for row in new:
+                if "error" in row:
+                    tqdm.write(f"error: {row['image']}: {row['error']}", file=sys.stderr)
+
+    def combined(self, row: dict) -> dict:
+        """A new row with what was written earlier of its image."""
+        if "error" in row:
+            return row
+        if self.sidecar:
+            beside = self.existing.combine(read_text(text_file(row["image"])), row["caption"])
+            row = row | ({"beside": beside} if beside else {})
+        old = self.before.get(row["image"], {}).get("caption")
+        return row | {"caption": self.existing.combine(old, row["caption"])}
+
+    def write_beside(self, row: dict) -> None:
+        if "beside" in row and read_text(text_file(row["image"])) != row["beside"]:
+            write_text(text_file(row["image"]), row["beside"])
+
+    def finish(self) -> None:
+        if self.output is not None:
+            rows = dict(self.before)
+            for name, row in self.rows.items():
+                if rows.get(name, {}).get("caption") and ("error" in row or self.existing is Existing.skip):
+                    continue  # an earlier caption is worth more than an error
+                rows[name] = {key: value for key, value in row.items() if key != "beside"}
+            write_captions(self.output, rows.values(), self.score)
+        if self.progress:
+            self.progress.done()

@@ -1,0 +1,202 @@
+"""The images that are to be captioned: files, folders, patterns, tables, and lists of these from standard input."""
+
+import csv
+import glob
+import io
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+from ..errors import InputError
+from .sources import IMAGE_COLUMNS
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """
+    One image that has not been read yet.
+
+    Attributes:
+        name: its path, or table and row of one that a table holds, as in `photos.parquet[3]`.
+        content: the bytes of one that a table holds.
+    """
+
+    name: str
+    content: bytes | None = None
+
+    def source(self) -> str | Image.Image:
+        """What the pipeline takes: the path, or the image of the bytes."""
+        if self.content is not None:
+            return Image.open(io.BytesIO(self.content))
+        if not os.path.isfile(self.name):
+            raise FileNotFoundError("no such file")
+        return self.name
+
+
+@dataclass(frozen=True)
+class _TableOfImages:
+    """A Parquet file that holds the images themselves, read a few rows at a time."""
+
+    path: str
+    column: str
+
+    def __len__(self) -> int:
+        return pyarrow.parquet.read_metadata(self.path).num_rows
+
+    def __iter__(self) -> Iterator[ImageFile]:
+        row = 0
+        for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(batch_size=16, columns=[self.column]):
+            for cell in batch.column(0).to_pylist():
+                content = cell.get("bytes") if isinstance(cell, dict) else cell
+                yield ImageFile(f"{self.path}[{row}]", content or b"")
+                row += 1
+
+
+class ImageFiles:
+    """
+    Finds images, each once however often it is named.
+
+    Args:
+        inputs: paths of images, of folders (with all that lies below, hidden files and what is not named like an image
+            left out), of tables (Parquet, CSV, TSV, JSON, JSON lines) with images or with paths relative to the table;
+            patterns (`photos/**/*.jpg`); `-` for such paths from standard input, one a line. What does not exist is
+            kept, so that it is reported in its place.
+        image_column: column of the tables, by default the first there is of `IMAGE_COLUMNS`.
+
+    Attributes:
+        tables: those that hold the images themselves.
+
+    Raises:
+        InputError: if there is no image at all, or a table has no such column or cannot be read.
+    """
+
+    def __init__(self, inputs: Iterable[str], image_column: str | None = None):
+        self.image_column = image_column
+        found: dict[str, ImageFile | _TableOfImages] = {}
+        for name in inputs:
+            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer) if name == "-" else [name]
+            for path in lines:
+                if path:
+                    self._add(os.path.normpath(path), found)
+        self._found = list(found.values())
+        self.tables = [one.path for one in self._found if isinstance(one, _TableOfImages)]
+        if not len(self):
+            raise InputError(f"`INPUT` must hold images, got none in {', '.join(inputs)}")
+
+    def __len__(self) -> int:
+        return sum(1 if isinstance(one, ImageFile) else len(one) for one in self._found)
+
+    def __iter__(self) -> Iterator[ImageFile]:
+        for one in self._found:
+            if isinstance(one, ImageFile):
+                yield one
+            else:
+                yield from one
+
+    def _add(self, path: str, found: dict) -> None:
+        if os.path.isdir(path):
+            for folder, folders, files in os.walk(path):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                for name in sorted(files):
+                    if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                        self._add_file(os.path.join(folder, name), found)
+        elif path.lower().endswith(TABLE_SUFFIXES) and os.path.isfile(path):
+            self._add_table(path, found)
+        elif glob.has_magic(path) and not os.path.exists(path) and (matches := glob.glob(path, recursive=True)):
+            for match in sorted(matches):
+                # of what a pattern matches, files that are no images are not meant
+                if os.path.isdir(match) or match.lower().endswith(IMAGE_SUFFIXES + TABLE_SUFFIXES):
+                    self._add(match, found)
+        else:
+            self._add_file(path, found)
+
+    def _add_file(self, path: str, found: dict) -> None:
+        # A name that is no text could not be written down. Shown readably it names no file, and is reported as that.
+        name = path.encode("utf-8", "backslashreplace").decode()
+        found.setdefault(name, ImageFile(name))
+
+    def _add_table(self, path: str, found: dict) -> None:
+        try:
+            cells = self._column(path)
+        except (csv.Error, ValueError, pyarrow.ArrowException) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} must be a table that can be read, got {error}") from error
+        if isinstance(cells, _TableOfImages):
+            found.setdefault(path, cells)
+            return
+        for row, cell in enumerate(cells):
+            if not isinstance(cell, str) or not cell:
+                raise InputError(f"`image[{row}]` of {path} must be a path, got {cell!r}")
+            self._add_file(os.path.normpath(os.path.join(os.path.dirname(path), cell)), found)
+
+    def _column(self, path: str) -> list | _TableOfImages:
+        """The cells of a table's image column."""
+        suffix = Path(path).suffix.lower()
+        if suffix == ".parquet":
+            schema = pyarrow.parquet.read_schema(path)
+            column = self._column_name(path, schema.names)
+            kind = schema.field(column).type
+            if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+                return pyarrow.parquet.read_table(path, columns=[column]).column(0).to_pylist()
+            return _TableOfImages(path, column)
+        with open(path, encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as file:
+            if suffix in (".csv", ".tsv"):
+                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+                column = self._column_name(path, reader.fieldnames or [])
+                return [row[column] for row in reader]
+            rows = json.load(file) if suffix == ".json" else [json.loads(line) for line in file if line.strip()]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
+            raise InputError(f"{path} must be a table, a list of objects, got {type(rows).__name__}")
+        column = self._column_name(path, list(rows[0]))
+        return [row.get(column) for row in rows]
+
+    def _column_name(self, path: str, present: list[str]) -> str:
+        for name in IMAGE_COLUMNS if self.image_column is None else [self.image_column]:
+            if name in present:
+                return name
+        wanted = "found among its columns" if self.image_column is None else f"a column of {path}"
+        raise InputError(f"`image_column` must be {wanted} ({', '.join(present)}), got {self.image_column or path!r}")
+
+
+def read_ahead(
+    function: Callable[[ImageFile], Any], images: Iterable[ImageFile], threads: int, ahead: int
+) -> Iterator[tuple[ImageFile, Any]]:
+    """
+    `function` of every image, computed by threads, at most `ahead` images before it is asked for.
+
+    Returns:
+        pairs of image and result, in order; an exception is a result as well.
+    """
+
+    def attempt(image: ImageFile):
+        try:
+            return function(image)
+        except Exception as error:  # decoders raise whatever they like: struct.error, IndexError, zlib.error...
+            return error
+
+    pool = ThreadPoolExecutor(threads)
+    pending = deque()
+    try:
+        for image in images:
+            pending.append((image, pool.submit(attempt, image)))
+            if len(pending) > ahead:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for first, future in pending:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
