@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-fast test-oldest test-main coverage style hooks dist bench
+.PHONY: setup quickstart test test-fast test-oldest test-main coverage style hooks wheel dist bench
 
 setup: $(INSTALLED)
 
@@ -59,6 +59,10 @@ style: setup
 # Formats and checks what is committed, from now on.
 hooks: setup
 	$(RUN)/pre-commit install
+
+# The package as one file in dist/: pip installs it anywhere, the program, the card's template and the configs with it.
+wheel: setup
+	$(RUN)/python -m pip wheel -q --no-deps -w dist .
 
 # The archives for PyPI, in dist/; RELEASING.md says what comes before and after.
 dist: setup

@@ -13,6 +13,7 @@ from hf_captioner import (
     RnnCaptionerForConditionalGeneration,
     train_tokenizer,
 )
+from hf_captioner.commands.program import PASSED_ON, app
 from hf_captioner.data import shapes_dataset
 
 README = (ROOT / "README.md").read_text()
@@ -20,7 +21,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     line.strip()
     for line in README.replace("\\\n", " ").splitlines()
-    if line.strip().startswith(("accelerate launch ", "python training/"))
+    if line.strip().startswith(("accelerate launch ", "python training/", "hf-captioner "))
 ]
 
 
@@ -45,19 +46,25 @@ def test_python(code, quickstart):
 
 
 def test_what_is_shown_as_code_is_there():
-    assert len(PYTHON) == 5 and len(COMMANDS) == 7
+    assert len(PYTHON) == 5 and len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_scripts_files_and_settings(command):
     parts = shlex.split(command)
-    script = next(ROOT / part for part in parts if part.startswith("training/") and part.endswith(".py"))
+    if parts[:2] == ["hf-captioner", "caption"]:
+        assert callable(app(parts[1:], standalone_mode=False))  # its options are read, and nothing is done
+        return
     for part in parts:
         if part.startswith("training/"):
             assert (ROOT / part).is_file(), part
-    command_file = re.search(r"hf_captioner\.commands\.(\w+) import", script.read_text())[1]
-    known = (ROOT / f"hf_captioner/commands/{command_file}.py").read_text()
-    known += " output_dir learning_rate " if script.name == "train.py" else ""
+    if parts[0] == "hf-captioner":
+        file = PASSED_ON[parts[1]][0]
+    else:
+        script = next(ROOT / part for part in parts if part.startswith("training/") and part.endswith(".py"))
+        file = re.search(r"hf_captioner\.commands\.(\w+) import", script.read_text())[1]
+    known = (ROOT / f"hf_captioner/commands/{file}.py").read_text()
+    known += " config output_dir learning_rate " if file == "train" else ""
     for name in re.findall(r"--(\w+)", command):
         assert re.search(rf"\b{name}\b", known), name
 

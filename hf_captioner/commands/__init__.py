@@ -13,8 +13,10 @@ def run(main: Callable[[], None]) -> None:
     stopped (Ctrl-C) or to have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
     """
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # here, where it is known what to do if nobody reads
     except (ValueError, TypeError, FileNotFoundError, StrictDataclassError) as error:
         if "--debug" in sys.argv:
             raise

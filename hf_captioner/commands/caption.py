@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, pipeline
+from transformers.utils.logging import disable_progress_bar
 from typer import Argument, Option
 
 from ..data.caption_files import (
@@ -176,6 +177,7 @@ class Captioner:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        disable_progress_bar()  # of weights being loaded; there is one of images
         try:
             self.pipeline = pipeline(TASK, model=settings.model)
         except (OSError, ValueError, StrictDataclassError) as error:

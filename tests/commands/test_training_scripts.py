@@ -138,7 +138,7 @@ def test_the_command_prints_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "training/train.py"), *arguments(tmp_path, train_data="nowhere.csv")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1] == "error: `source` does not exist: nowhere.csv"
 
 
