@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,40 +16,14 @@ from transformers import LogitsProcessorList, pipeline
 from transformers.utils.logging import disable_progress_bar
 from typer import Argument, Option
 
-from ..data.caption_files import (
-    Progress,
-    check_suffix,
-    read_captions,
-    read_text,
-    text_cells,
-    text_file,
-    text_writer,
-    write_captions,
-    write_text,
-)
+from ..data.caption_files import check_suffix, text_cells, text_writer
+from ..data.caption_store import CaptionStore, Existing
 from ..data.image_files import ImageFile, ImageFiles, read_ahead
 from ..decoding import WordLimit, word_probabilities
 from ..errors import InputError
 from ..models.pipeline_captioner import TASK
 
 THREADS = min(16, 2 * (os.cpu_count() or 1))  # that read images
-
-
-class Existing(StrEnum):
-    """What is done with an image that has a caption, in the output file or in the text file beside it."""
-
-    skip = "skip"
-    overwrite = "overwrite"
-    append = "append"
-    prepend = "prepend"
-
-    def combine(self, old: str | None, new: str | None) -> str | None:
-        """The caption to be written; a captioner that abstains (None) takes nothing away unless it is told to."""
-        if not old or self is Existing.overwrite:
-            return new
-        if not new or self is Existing.skip:
-            return old
-        return f"{old} {new}" if self is Existing.append else f"{new} {old}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,8 @@ def caption(
     ],
     model: Annotated[str | None, Option(help="Folder or Hub name of a captioner.")] = None,
     output: Annotated[
-        Path | None, Option(metavar="F.txt|.jsonl|.csv|.parquet", help="File for the captions instead of the screen.")
+        Path | None,
+        Option(metavar="F.txt|.jsonl|.csv|.parquet", help="File for the captions instead of standard output."),
     ] = None,
     sidecar: Annotated[bool, Option("--sidecar", help="Write a .txt beside each image.")] = False,
     existing: Annotated[
@@ -109,11 +83,12 @@ def caption(
     hf-captioner caption photos --model outputs/quickstart --sidecar --existing append --max-words 8
     find photos -name "*.jpg" | hf-captioner caption - --model outputs/quickstart --words --min-score 0.01
 
-    On the screen and in .txt a line has the image, a tab and the caption. A line of .jsonl is an object with image,
-    caption and score, or with image and error; CSV and Parquet have these as columns.
+    On standard output and in .txt a line has the image, a tab and the caption. A line of .jsonl is an object with
+    image, caption and score, or with image and error; CSV and Parquet have these as columns.
 
     An image that cannot be read becomes a row with its error, the others go on, and the exit status is 1. A run that
-    was stopped goes on where it was when it is started again; until it is through, its rows are in F.progress.
+    was stopped goes on where it was when it is started again; until it is through, its rows are in F.progress, or
+    with text files alone in .captions.progress beside the first image.
     """
     if model is None:
         raise InputError(
@@ -135,41 +110,51 @@ def caption_images(
     sidecar: bool,
     score: bool,
 ) -> None:
-    """Captions what has no caption yet; rows go to the screen, to the text files, to the output when all are there."""
     images = ImageFiles(inputs, image_column)
     if sidecar and images.tables:
         raise InputError(f"`--sidecar` must have image files to stand beside, got images inside of {images.tables[0]}")
     try:
-        captions = Captions(images, settings, output, sidecar, score)
+        store = CaptionStore(images, asdict(settings), Existing(settings.existing), output, sidecar, score)
         with tqdm(total=len(images), desc="captioning", unit="image", disable=None) as bar:  # None: on a terminal
-            caption_missing(captions, images, settings, batch_size, bar)
-        captions.finish()
+            for rows in caption_batches(store.missing(bar.update), settings, batch_size):
+                rows = store.add(rows)
+                bar.update(len(rows))
+                if output is None:
+                    show([row for row in rows if not sidecar or "error" in row], score)
+        store.finish()
     except BrokenPipeError:
         raise
-    except OSError as error:  # no permission, no room left: reading has its own
+    except OSError as error:  # no permission, no room left; an image that cannot be read is a row
         raise InputError(f"{error.filename} must be a file that can be written, got {error.strerror}") from error
-    unread = sum("error" in row for row in captions.rows.values())
+    unread = sum("error" in row for row in store.rows.values())
     where = f" ({output} says why)" if output is not None and unread else ""
-    print(f"{len(captions.rows) - unread} captioned, {unread} could not be read{where}", file=sys.stderr)
+    print(f"{len(store.rows) - unread} captioned, {unread} could not be read{where}", file=sys.stderr)
     if unread:
         raise SystemExit(1)
 
 
-def caption_missing(captions: "Captions", images: ImageFiles, settings: Settings, batch_size: int, bar: tqdm) -> None:
-    missing = captions.missing(images, bar.update)
-    first = next(missing, None)
-    if first is None:  # all is done, and no model needed
+def caption_batches(images: Iterator[ImageFile], settings: Settings, batch_size: int) -> Iterator[list[dict]]:
+    first = next(images, None)
+    if first is None:  # nothing to be done, and no model needed
         return
     captioner = Captioner(settings)
     batch = []
-    for one in read_ahead(captioner.read, chain([first], missing), THREADS, THREADS + 2 * batch_size):
+    for one in read_ahead(captioner.read, chain([first], images), THREADS, THREADS + 2 * batch_size):
         batch.append(one)
         if len(batch) == batch_size:
-            captions.add(captioner.rows(batch))
-            bar.update(batch_size)
+            yield captioner.rows(batch)
             batch = []
-    captions.add(captioner.rows(batch))
-    bar.update(len(batch))
+    if batch:
+        yield captioner.rows(batch)
+
+
+def show(rows: list[dict], score: bool) -> None:
+    """Captions on standard output, errors on standard error."""
+    text_writer(sys.stdout).writerows(text_cells(row, score) for row in rows if "error" not in row)
+    sys.stdout.flush()
+    for row in rows:
+        if "error" in row:
+            tqdm.write(f"error: {row['image']}: {row['error']}", file=sys.stderr)
 
 
 class Captioner:
@@ -221,88 +206,3 @@ class Captioner:
                 said = outputs["sequences"][index, 0, -outputs["log_probabilities"].shape[-1] :]
                 row["words"] = word_probabilities(self.tokenizer, said[: len(probabilities)].tolist(), probabilities)
             yield row
-
-
-class Captions:
-    """
-    Where captions go. What is to be written is in the progress file first, so that a run that was killed at any
-    moment writes it once more and not twice.
-
-    Attributes:
-        rows: of this run, and of the stopped one that it goes on with, by the image's name.
-    """
-
-    def __init__(self, images: ImageFiles, settings: Settings, output: Path | None, sidecar: bool, score: bool):
-        self.output, self.sidecar, self.score = output, sidecar, score
-        self.existing = Existing(settings.existing)
-        self.before = {} if output is None else {row["image"]: row for row in read_captions(output)}
-        self.progress = None
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            self.progress = Progress(output.with_name(f"{output.name}.progress"), asdict(settings))
-        elif sidecar:  # where it writes anyway
-            folder = next((text_file(one.name).parent for one in images if os.path.isfile(one.name)), None)
-            self.progress = None if folder is None else Progress(folder / ".captions.progress", asdict(settings))
-        self.rows = {row["image"]: row for row in self.progress.rows} if self.progress else {}
-        for row in self.rows.values():
-            self.write_beside(row)
-
-    def missing(self, images: ImageFiles, skipped: Callable[[], None]) -> Iterator[ImageFile]:
-        """The images that are still to be captioned."""
-        owners: dict[Path, str] = {}
-        for image in images:
-            owner = owners.setdefault(text_file(image.name), image.name)
-            if image.name in self.rows or (self.existing is Existing.skip and self.has_caption(image, owner)):
-                skipped()
-            elif self.sidecar and owner != image.name:
-                self.add([{"image": image.name, "error": f"{text_file(image.name)} is the text file of {owner}"}])
-                skipped()
-            else:
-                yield image
-
-    def has_caption(self, image: ImageFile, owner: str) -> bool:
-        """Wherever this run writes; `owner` is the image that the text file belongs to."""
-        in_output = self.output is None or bool(self.before.get(image.name, {}).get("caption"))
-        beside = not self.sidecar or (owner == image.name and bool(read_text(text_file(image.name))))
-        return in_output and beside and (self.output is not None or self.sidecar)
-
-    def add(self, rows: list[dict]) -> None:
-        new = [self.combined(row) for row in rows]
-        self.rows |= {row["image"]: row for row in new}
-        if self.progress:
-            self.progress.add(new)
-        for row in new:
-            self.write_beside(row)
-        if self.output is None:
-            shown = [row for row in new if "error" not in row]
-            if not self.sidecar:
-                text_writer(sys.stdout).writerows(text_cells(row, self.score) for row in shown)
-                sys.stdout.flush()
-            for row in new:
-                if "error" in row:
-                    tqdm.write(f"error: {row['image']}: {row['error']}", file=sys.stderr)
-
-    def combined(self, row: dict) -> dict:
-        """A new row with what was written earlier of its image."""
-        if "error" in row:
-            return row
-        if self.sidecar:
-            beside = self.existing.combine(read_text(text_file(row["image"])), row["caption"])
-            row = row | ({"beside": beside} if beside else {})
-        old = self.before.get(row["image"], {}).get("caption")
-        return row | {"caption": self.existing.combine(old, row["caption"])}
-
-    def write_beside(self, row: dict) -> None:
-        if "beside" in row and read_text(text_file(row["image"])) != row["beside"]:
-            write_text(text_file(row["image"]), row["beside"])
-
-    def finish(self) -> None:
-        if self.output is not None:
-            rows = dict(self.before)
-            for name, row in self.rows.items():
-                if rows.get(name, {}).get("caption") and ("error" in row or self.existing is Existing.skip):
-                    continue  # an earlier caption is worth more than an error
-                rows[name] = {key: value for key, value in row.items() if key != "beside"}
-            write_captions(self.output, rows.values(), self.score)
-        if self.progress:
-            self.progress.done()

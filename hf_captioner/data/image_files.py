@@ -32,17 +32,27 @@ class ImageFile:
     Attributes:
         name: its path, or table and row of one that a table holds, as in `photos.parquet[3]`.
         content: the bytes of one that a table holds.
+        objection: why it is not to be read.
     """
 
     name: str
     content: bytes | None = None
+    objection: str | None = None
 
     def source(self) -> str | Image.Image:
-        """What the pipeline takes: the path, or the image of the bytes."""
+        """
+        What the pipeline takes: the path, or the image of the bytes.
+
+        Raises:
+            OSError: if there is an objection or no such file.
+        """
+        if self.objection is not None:
+            raise OSError(self.objection)
         if self.content is not None:
             return Image.open(io.BytesIO(self.content))
         if not os.path.isfile(self.name):
-            raise FileNotFoundError("no such file")
+            # names that are not UTF-8 are shown as in `_add_file`
+            raise FileNotFoundError("no such file" + (", or its name is not UTF-8" if "\\udc" in self.name else ""))
         return self.name
 
 

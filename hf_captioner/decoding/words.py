@@ -4,23 +4,23 @@ import math
 from collections.abc import Sequence
 
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..errors import InputError
 
 _SPACES = ("\u2581", "\u0120")  # how tokens say that a space stands before them: word-level, byte-level
 
 
-def _starts_of_words(tokenizer) -> torch.BoolTensor:
-    """(vocabulary), whether the token stands behind a space."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    starts = torch.tensor([token.startswith(_SPACES) for token in tokens])
-    if not starts.any():
-        raise InputError(
-            "words can be told from tokens if those begin with the space's mark, as `train_tokenizer` makes them, got "
-            f"{type(tokenizer).__name__} with {tokens[-1]!r}"
-        )
-    return starts
+def _starts_of_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
+    """For each token, whether it stands behind a space."""
+    return [token.startswith(_SPACES) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+
+
+def _no_words(tokenizer: PreTrainedTokenizerBase) -> InputError:
+    return InputError(
+        "a tokenizer must mark the spaces in its tokens, as `train_tokenizer`'s do, to tell words from tokens, got "
+        f"{type(tokenizer).__name__} of {tokenizer.name_or_path!r}"
+    )
 
 
 class WordLimit(LogitsProcessor):
@@ -34,19 +34,28 @@ class WordLimit(LogitsProcessor):
         InputError: if `most` is below 1, or the tokenizer's tokens do not tell where a word begins.
     """
 
-    def __init__(self, tokenizer, most: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, most: int):
         if most < 1:
             raise InputError(f"`most` must be at least 1, got {most}")
-        self.most, self.starts = most, _starts_of_words(tokenizer)
+        self.most = most
+        self.starts = torch.tensor(_starts_of_words(tokenizer, range(len(tokenizer))))  # (vocabulary)
+        if not self.starts.any():
+            raise _no_words(tokenizer)
+        # a caption may begin with a token that elsewhere goes on with a word
+        self.begins = torch.ones_like(self.starts)
+        self.begins[tokenizer.all_special_ids] = False
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""
-        self.starts = self.starts.to(scores.device)
-        full = self.starts[input_ids].sum(1) >= self.most  # (N,)
+        self.starts, self.begins = self.starts.to(scores.device), self.begins.to(scores.device)
+        words = self.begins[input_ids[:, 1:2]].sum(1) + self.starts[input_ids[:, 2:]].sum(1)  # behind the start token
+        full = words >= self.most  # (N,)
         return scores.masked_fill(full[:, None] & self.starts, -torch.inf)
 
 
-def word_probabilities(tokenizer, ids: Sequence[int], probabilities: Sequence[float]) -> list[dict]:
+def word_probabilities(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], probabilities: Sequence[float]
+) -> list[dict[str, str | float]]:
     """
     A caption's words, as spaces part them, each with the product of its tokens' probabilities.
 
@@ -61,13 +70,15 @@ def word_probabilities(tokenizer, ids: Sequence[int], probabilities: Sequence[fl
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.
     """
-    starts = _starts_of_words(tokenizer)
+    special = set(tokenizer.all_special_ids)
     words: list[tuple[list[int], list[float]]] = []
-    for token, probability in zip(ids, probabilities, strict=True):
-        if token in tokenizer.all_special_ids:
+    for token, starts, probability in zip(ids, _starts_of_words(tokenizer, ids), probabilities, strict=True):
+        if token in special:
             continue
-        if starts[token] or not words:
+        if starts or not words:
             words.append(([], []))
         words[-1][0].append(token)
         words[-1][1].append(probability)
+    if len(words) < len(tokenizer.decode(list(ids), skip_special_tokens=True).split()):
+        raise _no_words(tokenizer)
     return [{"word": tokenizer.decode(tokens).strip(), "probability": math.prod(each)} for tokens, each in words]

@@ -361,3 +361,14 @@ def test_what_was_read_of_a_stopped_run_is_not_done_again(model, photos):
     run("photos", "--model", model, "--output", "out.jsonl", "--sidecar")
     assert rows("out.jsonl")[0] == {"image": photos[0], "caption": "from before", "score": 1.0}
     assert Path(photos[0]).with_suffix(".txt").read_text() == "from before\n"
+
+
+def test_odd_names_and_texts_beside(model, photos):
+    """A name or a text that is not UTF-8, and a caption with a line separator, do not stop the rest."""
+    first = Path(photos[0])
+    first.with_suffix(".txt").write_bytes(b"caf\xe9 \xe2\x80\xa8")
+    save_image(first.with_name("b\udce9.png"), 3) if sys.platform == "linux" else None
+    run("photos", "--model", model, "--sidecar", "--output", "out.jsonl", "--existing", "append", status=1)
+    assert first.with_suffix(".txt").read_bytes().startswith(b"caf\xe9 ")
+    (failed,) = [row for row in rows("out.jsonl") if "error" in row]
+    assert failed["image"] == "photos/b\\udce9.png" and failed["error"] == "no such file, or its name is not UTF-8"

@@ -147,7 +147,7 @@ def test_the_version(capsys):
 
 
 def test_nobody_reads_on():
-    """As in `hf-captioner ... | head`: the status of a broken pipe, and no words, though a part is still to be written."""
+    """As in `hf-captioner ... | head`: the status of a broken pipe, and no words, with a part still to be written."""
     code = "from hf_captioner.commands import run; run(lambda: [print('a line') for _ in range(1000)])"
     process = start(code=code)
     process.stdout.close()
