@@ -7,18 +7,23 @@ from collections.abc import Callable
 from huggingface_hub.errors import StrictDataclassError
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """
-    A command's `main` as a program: what the user can mend is one line on standard error and exit status 2. To be
+    A command's `main` as a program. What the user has to mend is one line on standard error and exit status 2. To be
     stopped (Ctrl-C) or to have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
+
+    Args:
+        main: called with the arguments.
+        argv: the arguments, by default those of the process.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         try:
-            main()
+            main(argv)
         finally:
             sys.stdout.flush()  # here, where it is known what to do if nobody reads
     except (ValueError, TypeError, FileNotFoundError, StrictDataclassError) as error:
-        if "--debug" in sys.argv:
+        if "--debug" in argv:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

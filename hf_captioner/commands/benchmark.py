@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .. import TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration
 from . import run
-from .options import OptionsParser
+from .parsing import CommandParser
 
 
 @dataclass
@@ -178,7 +178,7 @@ def table(args: Arguments, seconds: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
+    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
     if args.small:
         for name, value in SMALL.items():
             setattr(args, name, value)

@@ -26,7 +26,7 @@ from ..metrics import CiderD, DocumentFrequency, bleu, meteor_exact_stem, rouge_
 from ..metrics.caption_metrics import score_words
 from ..metrics.ptb_tokenizer import clear_cache
 from . import run
-from .options import OptionsParser
+from .parsing import CommandParser
 
 THREE = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 
@@ -57,7 +57,7 @@ def make_captions(count: int, seed: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
+    (arguments,) = CommandParser(Arguments, description=__doc__).parse(argv)
     captions = make_captions(arguments.captions, arguments.seed)
     texts = make_captions(6 * arguments.images, arguments.seed + 1)
     words = tokenize(texts)

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from ..models.sharing_captioner import model_card
 from . import run
-from .options import OptionsParser
+from .parsing import CommandParser
 
 TEMPLATE = Path(__file__).parents[1] / "sharing" / "card_template.md"
 HUB_METRICS = ("bleu", "rouge", "meteor", "cider", "spice")  # as the Hub calls what we have several kinds of
@@ -198,7 +198,7 @@ def cell(text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
+    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
     write_card(Path(args.model), None if args.evaluation is None else Path(args.evaluation), args.name)
     print(f"card: {Path(args.model, 'README.md')}")
 

@@ -38,7 +38,7 @@ from ..data import load_captions
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
 from . import run
-from .options import OptionsParser
+from .parsing import CommandParser
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
+    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
     # unless told that there is nothing but CPUs, accelerate takes several processes for one
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)

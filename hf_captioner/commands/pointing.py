@@ -23,7 +23,7 @@ from ..data import shapes_dataset
 from ..data.shapes import IMAGE_SIZE, SHAPES
 from ..models.tokenization_captioner import decode_captions
 from . import run
-from .options import OptionsParser
+from .parsing import CommandParser
 
 
 @dataclass
@@ -92,7 +92,7 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = OptionsParser(Arguments, __doc__).parse_args_into_dataclasses(args=argv)
+    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = CaptionerProcessor.from_pretrained(args.model)
     dataset = shapes_dataset(args.rows, args.seed)

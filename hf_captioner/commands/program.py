@@ -97,7 +97,7 @@ def program(argv: list[str]) -> None:
 
 
 def main() -> None:
-    run(lambda: program(sys.argv[1:]))
+    run(program)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ from ..models.tokenization_captioner import decode_captions, token_texts
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from . import run
 from .card import NUM_SAMPLES, write_card
-from .options import OptionsParser, find_config
+from .parsing import CommandParser
+from .shipped import find_config
 
 
 @dataclass
@@ -130,8 +131,8 @@ def parse_arguments(
         ]
     if not torch.accelerator.is_available():  # else `bf16` is refused, which CPUs can do
         arguments += ["--use_cpu", "true"]
-    parser = OptionsParser((ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments), __doc__)
-    return parser.parse_args_into_dataclasses(arguments + rest)
+    types = (ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments)
+    return CommandParser(*types, description=__doc__).parse(arguments + rest)
 
 
 def build(model_args: ModelArguments, captions: list[str]):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from .sources import IMAGE_COLUMNS
@@ -44,12 +44,15 @@ class ImageFile:
         What the pipeline takes: the path, or the image of the bytes.
 
         Raises:
-            OSError: if there is an objection or no such file.
+            OSError: if there is an objection, no such file, or no image in the bytes.
         """
         if self.objection is not None:
             raise OSError(self.objection)
         if self.content is not None:
-            return Image.open(io.BytesIO(self.content))
+            try:
+                return Image.open(io.BytesIO(self.content))
+            except UnidentifiedImageError as error:  # which shows an address in memory
+                raise OSError(f"cannot identify an image in {len(self.content)} bytes") from error
         if not os.path.isfile(self.name):
             # names that are not UTF-8 are shown as in `_add_file`
             raise FileNotFoundError("no such file" + (", or its name is not UTF-8" if "\\udc" in self.name else ""))
@@ -68,11 +71,14 @@ class _TableOfImages:
 
     def __iter__(self) -> Iterator[ImageFile]:
         row = 0
-        for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(batch_size=16, columns=[self.column]):
-            for cell in batch.column(0).to_pylist():
-                content = cell.get("bytes") if isinstance(cell, dict) else cell
-                yield ImageFile(f"{self.path}[{row}]", content or b"")
-                row += 1
+        try:
+            for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(batch_size=16, columns=[self.column]):
+                for cell in batch.column(0).to_pylist():
+                    content = cell.get("bytes") if isinstance(cell, dict) else cell
+                    yield ImageFile(f"{self.path}[{row}]", content or b"")
+                    row += 1
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(f"{self.path} must be a table that can be read, got {error} at row {row}") from error
 
 
 class ImageFiles:
@@ -141,7 +147,7 @@ class ImageFiles:
     def _add_table(self, path: str, found: dict) -> None:
         try:
             cells = self._column(path)
-        except (csv.Error, ValueError, pyarrow.ArrowException) as error:
+        except (OSError, csv.Error, ValueError, pyarrow.ArrowException) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} must be a table that can be read, got {error}") from error

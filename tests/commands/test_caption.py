@@ -22,6 +22,7 @@ from transformers import pipeline
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.commands.program import program
 from hf_captioner.data.caption_files import read_captions
+from hf_captioner.data.caption_store import Progress
 from hf_captioner.errors import InputError
 
 WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
@@ -140,7 +141,7 @@ def test_images_that_a_table_holds(model, pipe, photos):
     texts = list(expected(pipe, photos).values())
     assert [row["image"] for row in found[:2]] == ["own.parquet[0]", "own.parquet[1]"]
     assert [row["caption"] for row in found] == [*texts, "", *texts]
-    assert "identify" in found[5]["error"] and found[6]["error"] == ""
+    assert found[5]["error"] == "cannot identify an image in 2 bytes" and found[6]["error"] == ""
     with pytest.raises(InputError, match="`--sidecar`.*own.parquet"):
         run("own.parquet", "--model", model, "--sidecar")
 
@@ -274,6 +275,34 @@ def test_what_cannot_be_done(model, photos):
     }.items():
         with pytest.raises(InputError, match=message):
             run(*arguments)
+
+
+def test_a_table_that_breaks_off(model, photos):
+    cells = [{"bytes": Path(path).read_bytes(), "path": None} for path in photos]
+    Dataset.from_dict({"image": cells}, Features({"image": Image()})).to_parquet("own.parquet")
+    content = bytearray(Path("own.parquet").read_bytes())
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    content[4:-footer] = bytes(len(content) - footer - 4)
+    Path("own.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="own.parquet must be a table that can be read"):
+        run("own.parquet", "--model", model)
+
+
+def test_killed_when_all_is_written_but_the_progress_file_is_there(model, photos, monkeypatch):
+    """A new start changes nothing: what is appended is appended once."""
+    Path("out.jsonl").write_text(json.dumps({"image": photos[0], "caption": "mine"}) + "\n")
+    arguments = ("photos", "--model", model, "--output", "out.jsonl", "--existing", "append")
+
+    def killed(progress):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "done", killed)
+        run(*arguments)
+    written = rows("out.jsonl")
+    assert written[0]["caption"].startswith("mine ") and Path("out.jsonl.progress").exists()
+    run(*arguments)
+    assert rows("out.jsonl") == written and not Path("out.jsonl.progress").exists()
 
 
 def test_a_file_that_cannot_be_written(model, photos):

@@ -16,8 +16,8 @@ from testing.training import arguments
 
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.commands import run
-from hf_captioner.commands.options import CONFIGS, find_config
 from hf_captioner.commands.program import PASSED_ON, app, main, program
+from hf_captioner.commands.shipped import CONFIGS, find_config
 from hf_captioner.data import shapes_dataset
 from hf_captioner.errors import InputError
 
@@ -148,7 +148,7 @@ def test_the_version(capsys):
 
 def test_nobody_reads_on():
     """As in `hf-captioner ... | head`: the status of a broken pipe, and no words, with a part still to be written."""
-    code = "from hf_captioner.commands import run; run(lambda: [print('a line') for _ in range(1000)])"
+    code = "from hf_captioner.commands import run; run(lambda argv: [print('a line') for _ in range(1000)])"
     process = start(code=code)
     process.stdout.close()
     errors = process.stderr.read()
@@ -156,12 +156,12 @@ def test_nobody_reads_on():
 
 
 def test_stopped_by_the_keyboard(capsys):
-    def stopped():
+    def stopped(argv):
         print("so far")
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as status:
-        run(stopped)
+        run(stopped, [])
     assert status.value.code == 130 and capsys.readouterr() == ("so far\n", "")
 
 
