@@ -7,8 +7,8 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class ImageFiles:
         column = self._column_name(path, list(rows[0]))
         return [row.get(column) for row in rows]
 
-    def _column_name(self, path: str, present: list[str]) -> str:
+    def _column_name(self, path: str, present: Sequence[str]) -> str:
         for name in IMAGE_COLUMNS if self.image_column is None else [self.image_column]:
             if name in present:
                 return name
@@ -205,7 +205,7 @@ def read_ahead(
             return error
 
     pool = ThreadPoolExecutor(threads)
-    pending = deque()
+    pending: deque[tuple[ImageFile, Future]] = deque()
     try:
         for image in images:
             pending.append((image, pool.submit(attempt, image)))

@@ -45,7 +45,7 @@ class WordLimit(LogitsProcessor):
         self.begins = torch.ones_like(self.starts)
         self.begins[tokenizer.all_special_ids] = False
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""
         self.starts, self.begins = self.starts.to(scores.device), self.begins.to(scores.device)
         words = self.begins[input_ids[:, 1:2]].sum(1) + self.starts[input_ids[:, 2:]].sum(1)  # behind the start token
