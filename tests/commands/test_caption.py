@@ -209,6 +209,13 @@ def test_what_has_a_caption(target, model, pipe, photos):
     assert not list(Path().rglob("*progress*")) and not list(Path().rglob("*.part"))
 
 
+def test_rows_of_other_images_and_of_those_that_were_lost_are_kept(model, photos):
+    old = [{"image": "elsewhere.png", "caption": "there"}, {"image": "lost.png", "caption": "seen once", "score": 0.5}]
+    Path("out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    run(photos[0], "lost.png", "--model", model, "--output", "out.jsonl", "--existing", "overwrite", status=1)
+    assert rows("out.jsonl")[:2] == old and [row["image"] for row in rows("out.jsonl")[2:]] == photos[:1]
+
+
 def test_two_images_with_the_same_text_file(model, photos, capsys):
     save_image(Path("photos/a.jpg"), 8)
     for _ in range(2):
@@ -353,9 +360,9 @@ def test_killed_twice_it_goes_on(model, pipe, tmp_path):
         process = start(tmp_path, *arguments)
         kill_after(process, progress, lines)
         assert not (tmp_path / "out.parquet").exists()
-    assert 100 <= progress.read_bytes().count(b"\n") < 208, "it was killed in the middle"
-    with open(progress, "ab") as file:  # as if the kill had come in the middle of a line
-        file.write(b'{"image": "photos/3/19')
+        with open(progress, "ab") as file:  # as if the kill had come in the middle of a line
+            file.write(b'{"image": "photos/3/19')
+    assert 100 <= progress.read_bytes().count(b"\n") < 200, "it was killed in the middle"
     process = start(tmp_path, *arguments)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
