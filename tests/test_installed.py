@@ -16,6 +16,7 @@ import yaml
 from testing import ROOT
 from testing.training import TINY
 
+import hf_captioner
 from hf_captioner.data import shapes_dataset
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,7 +46,7 @@ def test_what_is_imported_is_declared():
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors", "version"} <= set(citation)
-    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert citation["version"] == hf_captioner.__version__ and citation["license"] == PROJECT["license"]
 
 
 @pytest.mark.slow

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import InputError
 from . import run
 from .caption import caption
@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        print(version("hf_captioner"))
+        print(__version__)
         raise typer.Exit
 
 
