@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from .bleu import bleu
+from .bleu_score import bleu
 from .cider import Cider, CiderD, CookedReferences, DocumentFrequency
-from .clip_score import clip_score
+from .clip import clip_score
 from .collapse import collapse_checks
 from .meteor import meteor_exact_stem
 from .ptb_tokenizer import tokenize

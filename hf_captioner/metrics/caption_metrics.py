@@ -9,9 +9,9 @@ import evaluate
 import numpy as np
 
 from . import java
-from .bleu import bleu_from_counts
+from .bleu_score import bleu_from_counts
 from .cider import Cider, CiderD, DocumentFrequency
-from .clip_score import clip_score
+from .clip import clip_score
 from .meteor import meteor_exact_stem
 from .ngrams import count_ngrams, flatten_references
 from .ptb_tokenizer import tokenize
