@@ -41,9 +41,9 @@ from ..data import CaptionCollator, cache_features, load_captions
 from ..explain import save_attention_picture
 from ..metrics import CaptionReward
 from ..models.tokenization_captioner import decode_captions, token_texts
+from ..sharing.card import NUM_SAMPLES, write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from . import run
-from .card import NUM_SAMPLES, write_card
 from .parsing import CommandParser
 from .shipped import find_config
 

@@ -16,11 +16,13 @@ from huggingface_hub import (
 )
 from transformers import PreTrainedConfig
 
+NO_LICENSE = "unknown"  # the Hub's identifier for it
 _TEXT = """
 # {title}
 
 An image captioner: {system}, on the regions that a {vision} model sees. Its code, in this
-repository, is that of hf_captioner.
+repository, is that of hf_captioner, under the Apache License 2.0; what the weights may be used for depends on the
+licences of the training data and of the vision model's weights.
 
 ## Use
 
@@ -37,19 +39,23 @@ with `attention=True`, where it looked at each of them. Model and processor alon
 """
 
 
-def model_card(config: PreTrainedConfig, name: str) -> ModelCard:
+def model_card(config: PreTrainedConfig, name: str, license: str = NO_LICENSE) -> ModelCard:
     """
     The card of a captioner as far as its configuration tells: what it is and how to use it.
 
     Args:
         config: of the captioner.
         name: by which the card tells to load it, a folder or a Hub repository.
+        license: of the weights, by the Hub's identifier.
 
     Returns:
         a `huggingface_hub.ModelCard`, metadata included.
     """
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="image-to-text", tags=["image-captioning", config.model_type]
+        license=license,
+        library_name="transformers",
+        pipeline_tag="image-to-text",
+        tags=["image-captioning", config.model_type],
     )
     text = _TEXT.format(
         title=name.split("/")[-1], system=config.describe(), vision=config.vision_config.model_type, name=name
@@ -152,4 +158,4 @@ class CaptionerSharingMixin:
 
 _PUSHING = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
-__all__ = ["CaptionerSharingMixin", "model_card"]
+__all__ = ["NO_LICENSE", "CaptionerSharingMixin", "model_card"]

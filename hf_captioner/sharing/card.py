@@ -1,43 +1,28 @@
-"""
-Writes the card of a trained captioner, the `README.md` of its folder, from what was measured of it.
-
-    hf-captioner card --model outputs/quickstart
-    hf-captioner card --model outputs/quickstart --evaluation outputs/quickstart_evaluation
-
-Training writes one at its end, with its own metrics; with an evaluation, the card has that one's metrics and their
-intervals. In a clone `python training/write_card.py` is the same.
-"""
+"""The card of a trained captioner, the `README.md` of its folder, from what was measured of it."""
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoConfig
 
-from ..models.sharing_captioner import model_card
-from . import run
-from .parsing import CommandParser
+from ..errors import InputError
+from ..models.sharing_captioner import NO_LICENSE, model_card
 
-TEMPLATE = Path(__file__).parents[1] / "sharing" / "card_template.md"
-HUB_METRICS = ("bleu", "rouge", "meteor", "cider", "spice")  # as the Hub calls what we have several kinds of
+# Read now: a training that ends without its card would find out too late.
+TEMPLATE = Path(__file__).with_name("card_template.md").read_text("utf-8")
+# The Hub's names of metrics. What is not here is published under its own name, as METEOR without its dictionary and
+# paraphrases is: other people's METEOR is another number.
+HUB_METRICS = {f"bleu_{order}": "bleu" for order in range(1, 5)}
+HUB_METRICS |= {"rouge_l": "rouge", "meteor_1.5": "meteor", "cider": "cider", "cider_d": "cider", "spice": "spice"}
 CURVE = ("loss", "bleu_4", "cider_d", "exact_match")
 NUM_SAMPLES = 4
 
 
-@dataclass
-class Arguments:
-    """Whose card, and from what."""
-
-    model: str = field(metadata={"help": "folder that train.py wrote"})
-    evaluation: str | None = field(default=None, metadata={"help": "folder that evaluate_captions.py wrote"})
-    name: str | None = field(
-        default=None, metadata={"help": "by which the card tells to load it, the folder's name by default"}
-    )
-
-
-def write_card(folder: Path, evaluation: Path | None = None, name: str | None = None) -> ModelCard:
+def write_card(
+    folder: Path, evaluation: Path | None = None, name: str | None = None, license: str | None = None
+) -> ModelCard:
     """
     Writes `README.md` into the folder of a captioner.
 
@@ -46,10 +31,15 @@ def write_card(folder: Path, evaluation: Path | None = None, name: str | None = 
             `eval_results.json`, `samples.json`; what is missing is left out of the card.
         evaluation: with the `metrics.json` of evaluate_captions.py, which then goes before the trainer's metrics.
         name: folder or Hub repository to load it from.
+        license: of the weights, by the Hub's identifier, such as `"cc-by-4.0"`. By default what the card that is there
+            says, or else `"unknown"`: it depends on the training data and on the vision weights.
+
+    Returns:
+        the card, which is in the folder now.
 
     Raises:
         OSError: if there is no captioner in the folder, or no `metrics.json` in the evaluation's.
-        ValueError: if other weights were evaluated than those in the folder.
+        InputError: if other weights were evaluated than those in the folder.
     """
     name = name or folder.absolute().name
     training, state = read(folder / "training.json"), read(folder / "trainer_state.json")
@@ -60,15 +50,15 @@ def write_card(folder: Path, evaluation: Path | None = None, name: str | None = 
         report = read(evaluation / "metrics.json")
         weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))]
         if report["setting"]["weights_sha256"] != weights:
-            raise ValueError(f"`evaluation` must be of the weights in {folder}, got {evaluation} of others")
-    card = model_card(AutoConfig.from_pretrained(folder), name)
+            raise InputError(f"`evaluation` must be of the weights in {folder}, got {evaluation} of others")
+    card = model_card(AutoConfig.from_pretrained(folder), name, license or license_of(folder / "README.md"))
     measured = from_evaluation(report) if report else from_trainer(read(folder / "eval_results.json"), training)
     card.data.datasets = hub_datasets(training)
     if results := measured.pop("results"):
         card.data.model_name, card.data.eval_results = name.split("/")[-1], results
     card = ModelCard.from_template(
         card.data,
-        template_path=str(TEMPLATE),
+        template_str=TEMPLATE,
         introduction=card.text.strip() + "\n",
         samples=samples(folder),
         attention=(folder / "attention.png").exists(),
@@ -81,6 +71,13 @@ def write_card(folder: Path, evaluation: Path | None = None, name: str | None = 
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def license_of(card: Path) -> str:
+    """What the card says, if there is one."""
+    if not card.exists():
+        return NO_LICENSE
+    return ModelCard.load(card, ignore_metadata_errors=True).data.license or NO_LICENSE
 
 
 def hub_datasets(training: dict) -> list[str] | None:
@@ -98,7 +95,7 @@ def result(metric: str, value: float, source: str, split: str | None, arguments:
         dataset_type="/".join(Path(source.split(":")[0]).with_suffix("").parts[-2:]),
         dataset_name=source,
         dataset_split=split,
-        metric_type=next((kind for kind in HUB_METRICS if metric.startswith(kind)), metric),
+        metric_type=HUB_METRICS.get(metric, metric),
         metric_name=metric,
         metric_value=round(value, 4),
         metric_args=arguments,
@@ -195,13 +192,3 @@ def samples(folder: Path) -> list[dict]:
 
 def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def main(argv: list[str] | None = None) -> None:
-    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
-    write_card(Path(args.model), None if args.evaluation is None else Path(args.evaluation), args.name)
-    print(f"card: {Path(args.model, 'README.md')}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -10,10 +10,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from testing.training import arguments
 
-from hf_captioner.commands import card as write_card
+from hf_captioner.commands import card as card_command
 from hf_captioner.commands import evaluate as evaluate_captions
 from hf_captioner.commands import train
 from hf_captioner.data import shapes_dataset
+from hf_captioner.sharing import card as sharing_card
+from hf_captioner.sharing import write_card
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_its_examples_are_there_and_are_what_was_said(trained):
 
 
 def test_an_evaluation_goes_before_the_trainers_metrics(trained, evaluated):
-    card = write_card.write_card(trained, evaluated, name="user/tiny")
+    card = write_card(trained, evaluated, name="user/tiny")
     assert (trained / "README.md").read_text() == str(card)
     report = json.loads((evaluated / "metrics.json").read_text())
     found = {result.metric_name: result for result in ModelCard.load(trained / "README.md").data.eval_results}
@@ -92,11 +94,35 @@ def test_an_evaluation_goes_before_the_trainers_metrics(trained, evaluated):
         assert f"| `{name}` | {report['metrics'][name]:.4f} | {low:.4f} to {high:.4f} |" in card.text
     assert 'model="user/tiny"' in card.text and "8 images with 40 references" in card.text
     with pytest.raises(FileNotFoundError, match="metrics.json.*nowhere"):
-        write_card.write_card(trained, trained / "nowhere")
+        write_card(trained, trained / "nowhere")
     weights = (trained / "model.safetensors").read_bytes()
     other = next(path for path in trained.glob("checkpoint-*") if (path / "model.safetensors").read_bytes() != weights)
     with pytest.raises(ValueError, match="`evaluation` must be of the weights"):
-        write_card.write_card(other, evaluated)
+        write_card(other, evaluated)
+
+
+def test_the_licence_is_unknown_until_someone_says_it(trained):
+    """And is kept when the card is written anew."""
+    assert ModelCard.load(trained / "README.md").data.license == "unknown"
+    card_command.main(["--model", str(trained), "--license", "cc-by-4.0"])
+    assert ModelCard.load(trained / "README.md").data.license == "cc-by-4.0"
+    assert write_card(trained).data.license == "cc-by-4.0"
+
+
+@pytest.mark.parametrize(
+    "metric,kind",
+    [
+        ("bleu_4", "bleu"),
+        ("rouge_l", "rouge"),
+        ("meteor_1.5", "meteor"),
+        ("meteor_exact_stem", "meteor_exact_stem"),
+        ("cider_d", "cider"),
+        ("exact_match", "exact_match"),
+    ],
+)
+def test_metrics_are_published_as_what_they_are(metric, kind):
+    """METEOR without its dictionary and paraphrases is not the METEOR that others publish."""
+    assert sharing_card.result(metric, 0.5, "photos", "test", {}).metric_type == kind
 
 
 @pytest.mark.parametrize(
@@ -108,7 +134,7 @@ def test_an_evaluation_goes_before_the_trainers_metrics(trained, evaluated):
     ],
 )
 def test_data_sets_are_those_of_the_hub(source, expected):
-    assert write_card.hub_datasets({"train_data": source, "eval_data": source}) == expected
+    assert sharing_card.hub_datasets({"train_data": source, "eval_data": source}) == expected
 
 
 def test_a_saved_model_has_a_card_and_keeps_one_that_is_there(tmp_path):
@@ -117,6 +143,7 @@ def test_a_saved_model_has_a_card_and_keeps_one_that_is_there(tmp_path):
     model = tiny_model(model_type="transformer_captioner")
     model.save_pretrained(tmp_path / "first")
     card = ModelCard.load(tmp_path / "first" / "README.md")
+    assert card.data.license == "unknown" and "Apache License 2.0" in card.text
     assert "2 encoder layers and 2 decoder layers of width 16 and 2 heads" in card.text and "resnet" in card.text
     (tmp_path / "first" / "README.md").write_text("mine")
     model.save_pretrained(tmp_path / "first")
