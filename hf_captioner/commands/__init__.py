@@ -4,26 +4,31 @@ import os
 import sys
 from collections.abc import Callable
 
-from huggingface_hub.errors import StrictDataclassError
+from ..errors import InputError
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """
-    A command's `main` as a program. What the user has to mend is one line on standard error and exit status 2. To be
-    stopped (Ctrl-C) or to have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
+    A command's `main` as a program. What the user has to mend is one line on standard error and exit status 2; with
+    `--debug`, and for every other error, which is a fault of ours, there is a traceback. To be stopped (Ctrl-C) or to
+    have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
 
     Args:
         main: called with the arguments.
         argv: the arguments, by default those of the process.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    # transformers has an option of the same name, which is followed by what to look for ("underflow_overflow").
+    following = [*argv[1:], "-"]
+    argv = [part for part, after in zip(argv, following, strict=False) if part != "--debug" or after[:1] != "-"]
     try:
         try:
             main(argv)
         finally:
             sys.stdout.flush()  # here, where it is known what to do if nobody reads
-    except (ValueError, TypeError, FileNotFoundError, StrictDataclassError) as error:
-        if "--debug" in argv:
+    except InputError as error:
+        if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -25,19 +25,20 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText
 
 from .. import CaptionerProcessor, __version__
-from ..data import load_captions
+from ..errors import InputError
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
 from . import run
+from .inputs import read_captioner, read_captions, refusing
 from .parsing import CommandParser
 
 
@@ -69,10 +70,10 @@ class Arguments:
 
     def __post_init__(self):
         if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}")
+            raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}")
         unknown = [name for name in self.metrics if name not in ALL_METRICS]
         if unknown:
-            raise ValueError(f"`metrics` must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+            raise InputError(f"`metrics` must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,17 +81,18 @@ def main(argv: list[str] | None = None) -> None:
     # unless told that there is nothing but CPUs, accelerate takes several processes for one
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
-    frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
+    with refusing(OSError, ValueError, what="`document_frequency`: "):
+        frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
 
     with state.main_process_first():
-        dataset = load_captions(args.data, args.split, args.image_column, args.caption_columns, check_images=False)
+        dataset = read_captions(args.data, args.split, args.image_column, args.caption_columns, check_images=False)
     ids = image_ids(dataset, args.id_column)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).to(state.device).eval()
-    processor = CaptionerProcessor.from_pretrained(args.model)
+    model, processor = read_captioner(args.model)
+    model = model.to(state.device).eval()
     options = {name: getattr(args, name) for name in ("num_beams", "length_penalty", "max_new_tokens")}
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
 
-    setting = describe(args, dataset, ids, model)
+    setting = describe(args, dataset, ids, model, processor)
     captions = earlier_captions(folder, setting)
     state.wait_for_everyone()  # all have read what is there before any adds to it
     if state.is_main_process:
@@ -121,19 +123,22 @@ def image_ids(dataset: Dataset, column: str | None) -> list[int]:
     if column is None:
         column = "image_id" if "image_id" in dataset.column_names else None
     elif column not in dataset.column_names:
-        raise ValueError(f"`id_column` must be one of {', '.join(dataset.column_names)}, got {column!r}")
+        raise InputError(f"`id_column` must be one of {', '.join(dataset.column_names)}, got {column!r}")
     ids = list(range(len(dataset))) if column is None else dataset[column][:]
     for row, number in enumerate(ids):
         if type(number) is not int:
-            raise ValueError(f"`{column}[{row}]` must be an integer, got {number!r}")
+            raise InputError(f"`{column}[{row}]` must be an integer, got {number!r}")
     if len(set(ids)) < len(ids):
         twice = next(number for number in ids if ids.count(number) > 1)
-        raise ValueError(f"`{column}` must be another for every image, got {twice} twice")
+        raise InputError(f"`{column}` must be another for every image, got {twice} twice")
     return ids
 
 
-def describe(args: Arguments, dataset: Dataset, ids: list[int], model) -> dict:
-    """What the captions depend on, and what else makes metrics comparable."""
+def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor: CaptionerProcessor) -> dict:
+    """
+    What the captions depend on, and what else makes metrics comparable. Captions of an earlier run are used again only
+    if all of it is the same.
+    """
     references = dataset["captions"][:]
     generation = model.generation_config
     weights = sorted(Path(args.model).glob("*.safetensors"))
@@ -149,9 +154,20 @@ def describe(args: Arguments, dataset: Dataset, ids: list[int], model) -> dict:
         "num_beams": generation.num_beams or 1,
         "length_penalty": 1.0 if generation.length_penalty is None else generation.length_penalty,
         "max_new_tokens": generation.max_new_tokens,
-        "do_sample": bool(generation.do_sample),
-        "suppress_tokens": generation.suppress_tokens,
+        "generation_config": {k: v for k, v in generation.to_dict().items() if k != "transformers_version"},
+        "processor_sha256": processor_sha256(processor),
+        "versions": {name: versions()[name] for name in ("hf_captioner", "torch", "transformers")},
     }
+
+
+def processor_sha256(processor: CaptionerProcessor) -> str:
+    """Of the settings files that the processor is saved as: preprocessing and vocabulary."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        for path in sorted(Path(folder).glob("*.json")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def earlier_captions(folder: Path, setting: dict) -> dict[int, str]:
@@ -161,7 +177,7 @@ def earlier_captions(folder: Path, setting: dict) -> dict[int, str]:
     before = json.loads((folder / "setting.json").read_text("utf-8"))
     if before != json.loads(json.dumps(setting)):
         name = next(name for name in {**before, **setting} if before.get(name) != setting.get(name))
-        raise ValueError(
+        raise InputError(
             f"`output_dir` must be new or hold captions of the same setting, got {folder} with {name} = "
             f"{before.get(name)!r} instead of {setting.get(name)!r}"
         )

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText
 
-from .. import CaptionerProcessor
 from ..data import shapes_dataset
 from ..data.shapes import IMAGE_SIZE, SHAPES
 from ..models.tokenization_captioner import decode_captions
 from . import run
+from .inputs import read_captioner
 from .parsing import CommandParser
 
 
@@ -93,8 +92,8 @@ def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[
 
 def main(argv: list[str] | None = None) -> None:
     (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
-    model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
-    processor = CaptionerProcessor.from_pretrained(args.model)
+    model, processor = read_captioner(args.model)
+    model.eval()
     dataset = shapes_dataset(args.rows, args.seed)
     print(json.dumps(measure(model, processor, dataset, args.num_beams, args.batch_size), indent=2))
 

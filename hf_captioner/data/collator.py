@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import ProcessorMixin
 
+from ..errors import InputError
+
 
 class CaptionCollator:
     """
@@ -17,12 +19,12 @@ class CaptionCollator:
             if `None`.
 
     Raises:
-        ValueError: if `captions_per_image` is not positive.
+        InputError: if `captions_per_image` is not positive.
     """
 
     def __init__(self, processor: ProcessorMixin, captions_per_image: int | None = None):
         if captions_per_image is not None and captions_per_image < 1:
-            raise ValueError(f"`captions_per_image` must be at least 1 or absent, got {captions_per_image}")
+            raise InputError(f"`captions_per_image` must be at least 1 or absent, got {captions_per_image}")
         self.processor = processor
         self.captions_per_image = captions_per_image
 

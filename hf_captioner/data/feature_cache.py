@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
+from ..compat import dataset_fingerprint
+from ..errors import InputError
+
 
 class FeatureDataset(Dataset):
     """
@@ -54,7 +57,7 @@ def _fingerprint(dataset, vision_encoder, image_processor) -> str:
     settings = image_processor.to_dict()
     settings.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(dataset.select_columns(["image"])._fingerprint.encode())
+    digest.update(dataset_fingerprint(dataset.select_columns(["image"])).encode())
     return digest.hexdigest()[:16]
 
 
@@ -83,7 +86,7 @@ def cache_features(
         [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.
 
     Raises:
-        ValueError: if the images do not all give the same grid.
+        InputError: if the images do not all give the same grid.
     """
     folder = Path(folder)
     path = folder / f"features-{_fingerprint(dataset, vision_encoder, image_processor)}.safetensors"
@@ -107,7 +110,7 @@ def cache_features(
             if features is None:
                 features, grid = torch.empty(len(dataset), *regions.shape[1:], dtype=regions.dtype), this_grid
             if this_grid != grid:
-                raise ValueError(f"all images must give the same grid of regions, got {grid} and {this_grid}")
+                raise InputError(f"all images must give the same grid of regions, got {grid} and {this_grid}")
             features[start : start + len(regions)] = regions
             start += len(regions)
             progress.update(len(regions))

@@ -8,6 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from ..compat import MetricWithoutFolder
 from . import java
 from .bleu_score import bleu_from_counts
 from .cider import Cider, CiderD, DocumentFrequency
@@ -61,7 +62,7 @@ _CITATION = """\
 }"""
 
 
-class CaptionMetrics(evaluate.Metric):
+class CaptionMetrics(MetricWithoutFolder, evaluate.Metric):
     """The metrics of image captioning.
 
     >>> metrics = CaptionMetrics()
@@ -75,9 +76,6 @@ class CaptionMetrics(evaluate.Metric):
         if keep_in_memory is None:
             keep_in_memory = num_process == 1
         super().__init__(*args, keep_in_memory=keep_in_memory, num_process=num_process, **kwargs)
-
-    def _build_data_dir(self) -> str:
-        return "" if self.keep_in_memory else super()._build_data_dir()
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

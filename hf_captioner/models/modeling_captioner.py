@@ -326,7 +326,10 @@ class CaptionerForConditionalGeneration(
             labels = labels.flatten(0, -2)
             use_cache = False if use_cache is None else use_cache
         if decoder_input_ids is None:
-            raise ValueError("`decoder_input_ids` or `labels` must be given, got neither")
+            raise ValueError(
+                "`labels` or `decoder_input_ids` must be given, got neither; if this is training, the Trainer's "
+                "`label_smoothing_factor` took the labels: set `label_smoothing` in the model's configuration instead"
+            )
         reads_attentions = labels is not None and row_weights is None and self.loss_reads_attentions
         wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         outputs = self.model(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoConfig
@@ -69,7 +70,7 @@ def write_card(
     return card
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
@@ -82,7 +83,7 @@ def license_of(card: Path) -> str:
 
 def hub_datasets(training: dict) -> list[str] | None:
     """Sources that the Hub has: neither files nor generated."""
-    names = {training.get("train_data"), training.get("eval_data")} - {None}
+    names = {training[name] for name in ("train_data", "eval_data") if training.get(name)}
     names = {name for name in names if name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix}
     return sorted(name for name in names if ":" not in name) or None
 
@@ -178,7 +179,7 @@ def progress(training: dict, state: dict) -> dict:
 
 def samples(folder: Path) -> list[dict]:
     """Captions of the images that train.py left in `examples/`."""
-    rows = read(folder / "samples.json") or []
+    rows: list[dict] = read(folder / "samples.json") or []
     images = sorted((folder / "examples").glob("*.jpg"))[:NUM_SAMPLES]
     return [
         {

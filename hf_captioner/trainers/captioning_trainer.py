@@ -1,8 +1,10 @@
 """transformers' Trainer for captioners: several captions for each image."""
 
+import copy
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ from huggingface_hub import upload_folder
 from torch import nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress
 
+from ..compat import TrainerInternals
+from ..data import CaptionCollator
+from ..errors import InputError
 from ..metrics import CaptionMetrics
 from ..models.tokenization_captioner import decode_captions
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "grid")  # of a batch, what an encoder takes
+WITHOUT_INDEX = "rows of `eval_dataset` must have `index`, the place of their references in the metrics, got none"
 _SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner's folder is made of
 
 
-class CaptioningTrainer(Seq2SeqTrainer):
+class CaptioningTrainer(TrainerInternals, Seq2SeqTrainer):
     """
     A `Seq2SeqTrainer` whose batches have the image in dimension 0 and `labels` (B, k, T), as [`CaptionCollator`] makes
     them. In evaluation each image is encoded once, for the loss and for one generated caption, and the batch's `index`
@@ -30,24 +35,71 @@ class CaptioningTrainer(Seq2SeqTrainer):
 
     Args:
         vision_learning_rate: learning rate of the vision model's parameters; by default that of all others.
+        eval_data_collator: makes the batches of evaluation and prediction. By default `data_collator`, but if that is
+            a [`CaptionCollator`] that draws some captions of an image, one that takes all of them: the loss of
+            evaluation is over all references, and the same whenever the same model is evaluated.
         *args, **kwargs: as for `Seq2SeqTrainer`.
 
     Raises:
-        ValueError: if `args.label_smoothing_factor` is set, which would take the labels away from the model.
+        InputError: if `args.label_smoothing_factor` is set, which would take the labels away from the model, or rows
+            that are evaluated with metrics have no `index`.
     """
 
-    push_in_progress: PushInProgress | None
+    data_collator: Callable[[list], dict]
 
-    def __init__(self, *args, vision_learning_rate: float | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        vision_learning_rate: float | None = None,
+        eval_data_collator: Callable[[list], dict] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
-            raise ValueError(
+            raise InputError(
                 "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in "
                 f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
         self.vision_learning_rate = vision_learning_rate
+        if eval_data_collator is None:
+            eval_data_collator = self.data_collator
+            if isinstance(eval_data_collator, CaptionCollator):
+                eval_data_collator = copy.copy(eval_data_collator)
+                eval_data_collator.captions_per_image = None
+        self.eval_data_collator = eval_data_collator
         self._noted: dict[str, float | torch.Tensor] = defaultdict(float)
-        self._noted_batches, self._noted_step = 0, 0
+        self._noted_batches, self._noted_since = 0, 0
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        with self._collating_for_evaluation():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs):
+        with self._collating_for_evaluation():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _collating_for_evaluation(self) -> Iterator[None]:
+        """The Trainer has one collator, which every loader takes when it is made."""
+        usual, self.data_collator = self.data_collator, self.eval_data_collator
+        try:
+            yield
+        finally:
+            self.data_collator = usual
+
+    def train(self, *args, **kwargs):
+        """As in transformers; what evaluation would refuse after an epoch is refused before the first."""
+        self._noted.clear()  # what an earlier training did not log
+        self._noted_batches = 0
+        if self.compute_metrics is not None and self.args.predict_with_generate and self.args.eval_strategy != "no":
+            self._check_index(self.eval_dataset)
+        return super().train(*args, **kwargs)
+
+    def _check_index(self, dataset) -> None:
+        """Raises an `InputError` if rows have no `index`, unless a collator of another kind may add it."""
+        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            if isinstance(self.eval_data_collator, CaptionCollator) and "index" not in next(iter(part), ["index"]):
+                raise InputError(WITHOUT_INDEX)
 
     def create_accelerator_and_postprocess(self) -> None:
         # For iterable data sets accelerate's dispatcher concatenates the batches of all processes. Ours differ in
@@ -68,21 +120,16 @@ class CaptioningTrainer(Seq2SeqTrainer):
                     optimizer.add_param_group({**group, "params": inside, "lr": self.vision_learning_rate})
         return optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle that nothing reads should not go to the Hub.
-        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
-
     def create_model_card(self, *args, **kwargs) -> None:
         """Does nothing: `save_pretrained` has written a card, which the Trainer's draft would replace."""
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, folder: Path) -> None:
         """
         Pushes a checkpoint with the code that it needs. The base class would push weights and configuration without
         the code, and its own pickled arguments.
         """
-        args, earlier = self.args, self.push_in_progress
-        busy = earlier is not None and not earlier.is_done()
+        args = self.args
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if (
             not self.is_world_process_zero()
             or args.hub_strategy == HubStrategy.END
@@ -90,27 +137,21 @@ class CaptioningTrainer(Seq2SeqTrainer):
         ):
             return
         # Copied first: the next checkpoint may delete this one's folder during the upload.
-        for path in Path(checkpoint_folder).iterdir():
+        for path in folder.iterdir():
             if path.suffix in _SHARED:
                 shutil.copy(path, args.output_dir)
         message = f"Training in progress, step {self.state.global_step}"
         options = dict(repo_id=self.hub_model_id, token=args.hub_token, revision=args.hub_revision, run_as_future=True)
-        jobs = [
+        pushes = [
             upload_folder(
                 folder_path=args.output_dir, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **options
             )
         ]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = args.hub_strategy == HubStrategy.CHECKPOINT
-            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
             message += ", checkpoint"
-            jobs.append(
-                upload_folder(folder_path=checkpoint_folder, path_in_repo=place, commit_message=message, **options)
-            )
-        if earlier is not None and busy:
-            earlier.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
+            pushes.append(upload_folder(folder_path=folder, path_in_repo=place, commit_message=message, **options))
+        self.add_pushes(pushes)
 
     def compute_loss(
         self,
@@ -120,7 +161,8 @@ class CaptioningTrainer(Seq2SeqTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = {name: value for name, value in inputs.items() if name != "index"}
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # Nothing here reads the logits, which would be the largest tensor of a step.
+        loss, outputs = super().compute_loss(model, {**inputs, "output_logits": False}, True, num_items_in_batch)
         self.note(getattr(outputs, "log", None) or {})
         self._noted_batches += 1
         return (loss, outputs) if return_outputs else loss
@@ -130,19 +172,21 @@ class CaptioningTrainer(Seq2SeqTrainer):
         Adds the values of one batch to the next line of the log. Terms of the loss, `loss_...`, are summed over the
         batches of a step (gradient accumulation, processes) like the loss itself; other values are averaged.
         """
+        if not self._noted:  # the first batch since the last line, also after a resume
+            self._noted_since = self.state.global_step
         for name, value in values.items():
             self._noted[name] = self._noted[name] + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in transformers; the line with the training loss also gets the values noted since the previous one."""
         if "loss" in logs and self._noted:
-            steps = self.state.global_step - self._noted_step
+            steps = self.state.global_step - self._noted_since
             for name, total in self._noted.items():
                 total = self.accelerator.gather(torch.as_tensor(total, dtype=torch.float32, device=self.args.device))
                 is_term = name.startswith("loss_")
                 logs[name] = float(total.sum() / steps) if is_term else float(total.mean() / self._noted_batches)
             self._noted.clear()
-            self._noted_batches, self._noted_step = 0, self.state.global_step
+            self._noted_batches = 0
         super().log(logs, *args, **kwargs)
 
     def prediction_step(
@@ -156,17 +200,25 @@ class CaptioningTrainer(Seq2SeqTrainer):
         """
         Returns:
             loss, generated ids (B, tokens) unless `prediction_loss_only`, and the batch's `index` (B,).
+
+        Raises:
+            InputError: if there are metrics to compute, and no `index`: without it the Trainer would leave them out.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.to_device(inputs)
         index, labels = inputs.get("index"), inputs.get("labels")
+        generates = self.args.predict_with_generate and not prediction_loss_only
+        if generates and index is None and self.compute_metrics is not None:
+            raise InputError(WITHOUT_INDEX)
         with torch.no_grad(), self.compute_loss_context_manager():
             encoder_outputs = self.model.get_encoder()(
                 **{name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
             )
-            loss = None if labels is None else self.model(encoder_outputs=encoder_outputs, labels=labels).loss.detach()
-            if prediction_loss_only or not self.args.predict_with_generate:
+            loss = None
+            if labels is not None:
+                loss = self.model(encoder_outputs=encoder_outputs, labels=labels, output_logits=False).loss.detach()
+            if not generates:
                 return loss, None, None
-            tokens = self.model.generate(encoder_outputs=encoder_outputs, **(gen_kwargs or self._gen_kwargs))
+            tokens = self.model.generate(encoder_outputs=encoder_outputs, **(gen_kwargs or self.generation_options))
         return loss, tokens, index
 
 

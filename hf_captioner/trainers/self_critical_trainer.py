@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..errors import InputError
 from ..metrics import CaptionReward, tokenize
 from ..metrics.collapse import ends_badly
 from .captioning_trainer import IMAGE_INPUTS, CaptioningTrainer
@@ -43,7 +44,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         *args, **kwargs: as for [`CaptioningTrainer`].
 
     Raises:
-        ValueError: if there are no references, the baseline is unknown, or there are too few samples for it.
+        InputError: if there are no references, the baseline is unknown, or there are too few samples for it.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class SelfCriticalTrainer(CaptioningTrainer):
         **kwargs,
     ):
         if references is None or not len(references):
-            raise ValueError("`references` must hold the captions of the training images, got none")
+            raise InputError("`references` must hold the captions of the training images, got none")
         if baseline not in BASELINES:
-            raise ValueError(f"`baseline` must be one of {', '.join(BASELINES)}, got {baseline!r}")
+            raise InputError(f"`baseline` must be one of {', '.join(BASELINES)}, got {baseline!r}")
         fewest = 2 if baseline == "leave_one_out" else 1
         if samples_per_image < fewest:
-            raise ValueError(
+            raise InputError(
                 f"`samples_per_image` must be at least {fewest} for {baseline!r}, got {samples_per_image}"
             )
         super().__init__(*args, **kwargs)
@@ -70,7 +71,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         self.samples_per_image = samples_per_image
         self.baseline = baseline
 
-    def _get_num_items_in_batch(self, batch_samples, device):
+    def count_items(self, batch_samples: list[dict], device) -> torch.Tensor:
         # The loss is a mean over samples, whose number is fixed. Dividing by the number of their tokens would make the
         # divisor depend on the samples and the gradient estimate biased.
         count = torch.tensor(self.samples_per_image * sum(len(batch["labels"]) for batch in batch_samples))
@@ -93,10 +94,10 @@ class SelfCriticalTrainer(CaptioningTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if "index" not in inputs:
-            raise ValueError("rows of `train_dataset` must have `index`, the place of their `references`, got none")
+            raise InputError("rows of `train_dataset` must have `index`, the place of their `references`, got none")
         images = inputs["index"].repeat_interleave(self.samples_per_image).tolist()
         if max(images) >= len(self.references):
-            raise ValueError(
+            raise InputError(
                 f"`index` must be below the number of `references`, {len(self.references)}, got {max(images)}"
             )
         seen = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
@@ -127,7 +128,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
             top_k=0,
             num_return_sequences=self.samples_per_image,
             max_new_tokens=usual.max_new_tokens,
-            eos_token_id=model.config.eos_token_id,
+            eos_token_id=model.eos_token_ids or None,
             pad_token_id=model.config.pad_token_id,
             bos_token_id=model.config.bos_token_id,
             decoder_start_token_id=model.config.decoder_start_token_id,
@@ -141,8 +142,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
     def _labels(self, sequences: torch.Tensor, rows: int) -> torch.Tensor:
         """Generated ids (B * k, 1 + T) -> labels (B, k, T): no start, nothing after the end."""
         tokens = sequences[:, 1:]
-        ends = tokens == self.model.config.eos_token_id
-        return tokens.masked_fill(ends.cumsum(1) - ends.long() > 0, -100).unflatten(0, (-1, rows))
+        return tokens.masked_fill(self.model.ends_before(tokens), -100).unflatten(0, (-1, rows))
 
     def _judge(self, labels: torch.Tensor, greedy: torch.Tensor | None, images: list[int]):
         """Rewards and baselines, both (B, k)."""
@@ -157,18 +157,18 @@ class SelfCriticalTrainer(CaptioningTrainer):
 
     def _rewards(self, labels: torch.Tensor, images: list[int], log: bool = False) -> torch.Tensor:
         """Rewards (B, k), float64, of labels (B, k, T)."""
-        rows, end = labels.flatten(0, 1).tolist(), self.model.config.eos_token_id
-        ended = [end in row for row in rows]
-        words = [[token for token in row if token not in (-100, end)] for row in rows]
+        rows, ends = labels.flatten(0, 1).tolist(), set(self.model.eos_token_ids)
+        ended = [not ends.isdisjoint(row) for row in rows]
+        words = [[token for token in row if token != -100 and token not in ends] for row in rows]
         captions = self._tokenizer.batch_decode(words)  # `<unk>` is kept as text
         references = [self.references[image] for image in images]
         found = self.reward(captions=captions, references=references, images=images, ended=ended)
         rewards = torch.as_tensor(np.asarray(found, dtype=np.float64)).flatten()
         if len(rewards) != len(captions):
-            raise ValueError(f"`reward` must return a number for each of {len(captions)} captions, got {len(rewards)}")
+            raise InputError(f"`reward` must return a number for each of {len(captions)} captions, got {len(rewards)}")
         if not rewards.isfinite().all():
             worst = int((~rewards.isfinite()).nonzero()[0])
-            raise ValueError(f"`reward` must be finite, got {rewards[worst]} for {captions[worst]!r}")
+            raise InputError(f"`reward` must be finite, got {rewards[worst]} for {captions[worst]!r}")
         if log:
             said = tokenize(captions)
             bad = [not end or ends_badly(text) for text, end in zip(said, ended, strict=True)]

@@ -1,0 +1,202 @@
+"""The settings of `train`: three groups of our own, and transformers' `Seq2SeqTrainingArguments`."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+
+from ..errors import InputError
+from .parsing import CommandParser, json_mapping, read_settings
+from .shipped import find_config
+
+
+def refuse_without_effect(arguments, names, when: str) -> None:
+    """Raises an `InputError` if any of these options was given."""
+    given = [name for name in names if getattr(arguments, name) is not None]
+    if given:
+        named = ", ".join(f"`{name}`" for name in given)
+        values = ", ".join(repr(getattr(arguments, name)) for name in given)
+        raise InputError(f"{named} must be left out {when}, got {values}")
+
+
+def fill_in(arguments, defaults: dict) -> None:
+    for name, default in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+
+
+def check_positive(arguments, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"`{name}` must be at least 1, got {value}")
+
+
+# What makes a new captioner. A saved one has all of it, and these options would do nothing.
+NEW_CAPTIONER = dict(
+    model_type="rnn_captioner",
+    model_config="{}",
+    vision_model=None,
+    image_size=None,
+    tokenizer="word",
+    vocab_size=10000,
+    min_frequency=1,
+)
+NEW_GENERATION = dict(max_new_tokens=20, num_beams=3)
+SELF_CRITICAL = dict(reward='{"cider_d": 1.0}', reward_baseline="leave_one_out", samples_per_image=5)
+
+
+@dataclass
+class ModelArguments:
+    """What to train. `model` goes on from a saved captioner; what describes a new one must then be left out."""
+
+    model: str | None = field(default=None, metadata={"help": "folder or Hub name of a captioner to train further"})
+    model_type: str | None = field(
+        default=None, metadata={"help": "family of a new captioner, rnn_captioner by default"}
+    )
+    model_config: str | None = field(
+        default=None, metadata={"help": "fields of its configuration, as JSON; added to those of the settings file"}
+    )
+    vision_model: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of pretrained vision weights for a new captioner"}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "side of the square that images are resized to"})
+    freeze_vision: bool = field(default=False, metadata={"help": "leave the vision model as it is"})
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "the others' learning rate by default"})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "kind of a new captioner's tokenizer: word, the default, or bpe"}
+    )
+    vocab_size: int | None = field(default=None, metadata={"help": "most tokens of a new tokenizer, 10000 by default"})
+    min_frequency: int | None = field(
+        default=None, metadata={"help": "how often a word must occur to be kept, once by default"}
+    )
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "longest caption to generate, in tokens; a saved captioner's own, or 20, by default"},
+    )
+    num_beams: int | None = field(
+        default=None,
+        metadata={"help": "beams of the saved generation defaults; a saved captioner's own, or 3, by default"},
+    )
+
+    def __post_init__(self):
+        check_positive(self, "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
+        if self.model is not None:
+            refuse_without_effect(self, NEW_CAPTIONER, "with `model`, which has its own")
+        else:
+            fill_in(self, NEW_CAPTIONER | NEW_GENERATION)
+            if "vocab_size" in json_mapping("model_config", self.model_config):
+                raise InputError("`model_config` must not hold `vocab_size`, which is the tokenizer's: set the option")
+        if self.freeze_vision:
+            refuse_without_effect(self, ["vision_learning_rate"], "with `freeze_vision`")
+
+
+@dataclass
+class DataArguments:
+    """What to train it on."""
+
+    train_data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=6000,seed=0"})
+    eval_data: str = field(metadata={"help": "the same for evaluation"})
+    train_split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
+    eval_split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
+    image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
+    caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
+    captions_per_image: int | None = field(default=None, metadata={"help": "drawn for each step; all by default"})
+    check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "folder to keep a frozen vision model's features in, so that it runs once"}
+    )
+    num_samples: int = field(default=12, metadata={"help": "captions to write down after training"})
+
+    def __post_init__(self):
+        check_positive(self, "captions_per_image", "num_samples")
+
+
+@dataclass
+class ObjectiveArguments:
+    """What to train it for."""
+
+    objective: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy: the references' words; self_critical: captions that are worth much"},
+    )
+    reward: str | None = field(
+        default=None,
+        metadata={"help": 'self_critical: metrics and their weights, as JSON, {"cider_d": 1.0} by default'},
+    )
+    reward_baseline: str | None = field(
+        default=None,
+        metadata={"help": "self_critical: greedy, or leave_one_out, the other samples' mean and the default"},
+    )
+    samples_per_image: int | None = field(
+        default=None, metadata={"help": "self_critical: captions drawn of an image, 5 by default"}
+    )
+
+    def __post_init__(self):
+        if self.objective == "cross_entropy":
+            refuse_without_effect(self, SELF_CRITICAL, "unless `objective` is self_critical")
+        elif self.objective == "self_critical":
+            fill_in(self, SELF_CRITICAL)
+            weights = json_mapping("reward", self.reward)
+            if not all(type(weight) in (int, float) for weight in weights.values()):
+                raise InputError(f"`reward` must be metrics and their weights, numbers, got {self.reward!r}")
+        else:
+            raise InputError(f"`objective` must be cross_entropy or self_critical, got {self.objective!r}")
+
+
+def parse_arguments(
+    argv: list[str], description: str = ""
+) -> tuple[ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments]:
+    """
+    The settings of a command line, and of the YAML file that its `--config` names: the command line overrides it, but
+    `model_config` is merged field by field, so that a single one can be changed.
+
+    Args:
+        argv: the arguments.
+        description: what `--help` shows before the options.
+
+    Raises:
+        InputError: if a setting is unknown, missing, of the wrong type, breaks a rule or would have no effect.
+    """
+    option = dict(
+        metavar="FILE",
+        help="YAML file of these options, or the name of one that is shipped; the command line overrides it",
+    )
+    first = CommandParser(add_help=False)
+    first.add_argument("--config", **option)
+    path = first.parse_known_args(argv)[0].config
+
+    types = (ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments)
+    parser = CommandParser(*types, description=description)
+    parser.add_argument("--config", **option)
+    # Rows have images and references, which forward() does not take; and without an accelerator `bf16`, which CPUs can
+    # do, is refused unless the CPU is asked for.
+    parser.set_defaults(
+        predict_with_generate=True, remove_unused_columns=False, use_cpu=not torch.accelerator.is_available()
+    )
+    settings = {} if path is None else read_settings(find_config(path), parser)
+    parser.set_defaults(**settings)
+    model_args, data_args, objective, args, _ = parser.parse(argv)
+    if model_args.model is None and "model_config" in settings:
+        fields = json_mapping("model_config", settings["model_config"])
+        model_args.model_config = json.dumps(fields | json.loads(model_args.model_config))
+    check_together(model_args, data_args, args)
+    return model_args, data_args, objective, args
+
+
+def check_together(model_args: ModelArguments, data_args: DataArguments, args: Seq2SeqTrainingArguments) -> None:
+    """Settings of different groups that exclude each other."""
+    if args.remove_unused_columns:
+        raise InputError("`remove_unused_columns` must be false, for images and captions would be removed, got True")
+    if data_args.feature_cache is not None and not model_args.freeze_vision:
+        raise InputError("`feature_cache` needs `freeze_vision`: features of a model that learns do not stay")
+    if not args.do_train:
+        if model_args.model is None:
+            raise InputError("`do_train` must be true unless `model` names a captioner to evaluate, got False")
+        if args.resume_from_checkpoint:
+            raise InputError(
+                f"`resume_from_checkpoint` must be left out without `do_train`, got {args.resume_from_checkpoint!r}"
+            )
+        if args.push_to_hub:
+            raise InputError("`push_to_hub` must be false without `do_train`, which leaves nothing to push, got True")

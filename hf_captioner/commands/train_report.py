@@ -1,0 +1,58 @@
+"""What `train` leaves beside model and trainer's files: captions, a picture, and how it was called."""
+
+import json
+import shlex
+from pathlib import Path
+
+import torch
+
+from ..explain import save_attention_picture
+from ..models.tokenization_captioner import decode_captions, token_texts
+from ..sharing.card import NUM_SAMPLES
+from .train_arguments import DataArguments
+
+
+@torch.no_grad()
+def write_samples(model, processor, dataset, count: int, folder: Path) -> list[dict]:
+    """
+    Captions the first images: `samples.json`, the first four in `examples/`, and their `attention.png` if the model
+    attends.
+
+    Returns:
+        for each image the `caption` and its `references`.
+    """
+    rows = dataset.select(range(min(count, len(dataset))))
+    model.eval()
+    pixels = processor(images=rows["image"][:], return_tensors="pt")["pixel_values"].to(model.device)
+    outputs = model.generate(pixel_values=pixels, output_attentions=model.config.attends, return_dict_in_generate=True)
+    captions = decode_captions(processor.tokenizer, outputs.sequences.cpu())
+    samples = [{"caption": c, "references": r} for c, r in zip(captions, rows["captions"][:], strict=True)]
+    (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    (folder / "examples").mkdir(exist_ok=True)
+    for index, image in enumerate(rows["image"][:NUM_SAMPLES]):
+        image = image.convert("RGB")
+        image.thumbnail((224, 224))
+        image.save(folder / "examples" / f"{index}.jpg")
+    if model.config.attends:
+        maps = model.attention_maps(outputs)[:4].cpu()
+        words = [[word for word in token_texts(processor.tokenizer, row)] for row in outputs.sequences[:4, 1:].cpu()]
+        said = [weights.flatten(1).sum(1) > 0 for weights in maps]  # nothing after the end
+        save_attention_picture(
+            folder / "attention.png",
+            rows["image"][:4],
+            [words[i][: int(keep.sum())] for i, keep in enumerate(said)],
+            [weights[keep].numpy() for weights, keep in zip(maps, said, strict=True)],
+        )
+    return samples
+
+
+def write_training(folder: Path, argv: list[str], num_beams: int, data_args: DataArguments) -> None:
+    """`training.json`, what the card tells of the training beside the trainer's own files."""
+    names = [part.split("=")[0].replace("-", "_") for part in argv]  # --hub-token is "__hub_token"
+    secret = {place for place, name in enumerate(names) if name == "__hub_token"}  # nobody else's business
+    secret |= {place + 1 for place in secret if "=" not in argv[place]}
+    kept = [part for place, part in enumerate(argv) if place not in secret]
+    command = ["accelerate", "launch", "training/train.py", *kept]
+    training = {"command": shlex.join(command), "num_beams": num_beams}
+    training |= {name: getattr(data_args, name) for name in ("train_data", "train_split", "eval_data", "eval_split")}
+    (folder / "training.json").write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,108 @@
+"""
+What the package, `models/` apart, uses of other libraries' internals: names with an underscore before them, and names
+that no documentation promises. Every piece says what it stands in for. `tests/test_compat.py` compares each with the
+library's side of it, so that it breaks first when a library changes, and finds internals that are used anywhere else.
+
+Tried on transformers 5.17.0 and 5.23.0, datasets 4.0.0 and 5.2.0, evaluate 0.4.5 and 0.4.6.
+
+Nothing is imported before it is needed: `metrics` may come here without importing torch. `models/` travels to the Hub
+without this file and keeps its own.
+"""
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evaluate import Metric
+    from transformers import Seq2SeqTrainer
+else:  # mixins that stand before these classes, which are not imported here
+    Metric = Seq2SeqTrainer = object
+
+
+def captioner_class(config) -> type:
+    """
+    The class that the Auto classes would build from a captioner's configuration.
+
+    Stands in for `AutoModelForImageTextToText.from_config(config)`, which builds the model; its pretrained vision
+    weights come from a class method, `from_vision_pretrained`. Uses `_model_mapping` of transformers' Auto classes.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText._model_mapping[type(config)]
+
+
+def dataset_fingerprint(dataset) -> str:
+    """
+    A text that changes with the rows of a `datasets.Dataset` and with what was done to them.
+
+    Stands in for reading every image to hash it. Uses `Dataset._fingerprint`, by which datasets finds its own caches.
+    """
+    return dataset._fingerprint
+
+
+class MetricWithoutFolder(Metric):
+    """
+    For an `evaluate.Metric`: no folder is made when the metric is kept in memory, so that a machine whose home cannot
+    be written measures too. evaluate makes one in any case. Overrides `Metric._build_data_dir`.
+    """
+
+    def _build_data_dir(self) -> str:
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
+
+class TrainerInternals(Seq2SeqTrainer):
+    """
+    For a `Seq2SeqTrainer`: the internals of transformers' Trainer that training captioners has to change or to call,
+    under names of our own. A mixin that goes before the Trainer among a class's bases.
+    """
+
+    push_in_progress: Any
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        """
+        Overrides `Trainer._save`, which writes `training_args.bin` beside the model. It is a pickle that nothing
+        reads, in a folder that goes to the Hub.
+        """
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Overrides `Trainer._push_from_checkpoint`, called after a checkpoint was saved if there is a Hub."""
+        self.push_checkpoint(Path(checkpoint_folder))
+
+    def push_checkpoint(self, folder: Path) -> None:
+        """Pushes a checkpoint to the Hub."""
+        super()._push_from_checkpoint(str(folder))
+
+    def add_pushes(self, pushes: list[Future]) -> None:
+        """
+        Lets the Trainer wait for pushes before it ends. Uses `transformers.utils.PushInProgress`, which is not
+        documented, and the Trainer's attribute `push_in_progress`.
+        """
+        from transformers.utils import PushInProgress
+
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(pushes)
+        else:
+            self.push_in_progress.jobs.extend(pushes)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device):
+        """Overrides `Trainer._get_num_items_in_batch`, by whose result the loss of an accumulated step is divided."""
+        return self.count_items(batch_samples, device)
+
+    def count_items(self, batch_samples: list[dict], device):
+        """Over how many items the loss of a step is a mean; by default, labels that are not -100."""
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def to_device(self, inputs: dict) -> dict:
+        """The batch where the model is. Uses `Trainer._prepare_inputs`."""
+        return self._prepare_inputs(inputs)
+
+    @property
+    def generation_options(self) -> dict:
+        """
+        What `evaluate()` or `predict()` was told to pass on to `generate()`. Uses `_gen_kwargs`, where
+        `Seq2SeqTrainer` keeps it.
+        """
+        return getattr(self, "_gen_kwargs", {})
