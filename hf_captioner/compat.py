@@ -91,7 +91,7 @@ class TrainerInternals(Seq2SeqTrainer):
         """Overrides `Trainer._get_num_items_in_batch`, by whose result the loss of an accumulated step is divided."""
         return self.count_items(batch_samples, device)
 
-    def count_items(self, batch_samples: list[dict], device):
+    def count_items(self, batch_samples: list[dict], device: Any) -> Any:
         """Over how many items the loss of a step is a mean; by default, labels that are not -100."""
         return super()._get_num_items_in_batch(batch_samples, device)
 

@@ -150,7 +150,8 @@ def parse_arguments(
 ) -> tuple[ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments]:
     """
     The settings of a command line, and of the YAML file that its `--config` names: the command line overrides it, but
-    `model_config` is merged field by field, so that a single one can be changed.
+    `model_config` is merged field by field, so that a single one can be changed. `--model` on the command line stands
+    in place of all with which the file describes a new captioner.
 
     Args:
         argv: the arguments.
@@ -165,7 +166,8 @@ def parse_arguments(
     )
     first = CommandParser(add_help=False)
     first.add_argument("--config", **option)
-    path = first.parse_known_args(argv)[0].config
+    first.add_argument("--model")
+    given = first.parse_known_args(argv)[0]
 
     types = (ModelArguments, DataArguments, ObjectiveArguments, Seq2SeqTrainingArguments)
     parser = CommandParser(*types, description=description)
@@ -175,7 +177,9 @@ def parse_arguments(
     parser.set_defaults(
         predict_with_generate=True, remove_unused_columns=False, use_cpu=not torch.accelerator.is_available()
     )
-    settings = {} if path is None else read_settings(find_config(path), parser)
+    settings = {} if given.config is None else read_settings(find_config(given.config), parser)
+    if given.model is not None and "model" not in settings:
+        settings = {name: value for name, value in settings.items() if name not in NEW_CAPTIONER}
     parser.set_defaults(**settings)
     model_args, data_args, objective, args, _ = parser.parse(argv)
     if model_args.model is None and "model_config" in settings:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import upload_folder
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import HubStrategy
 
@@ -70,11 +71,11 @@ class CaptioningTrainer(TrainerInternals, Seq2SeqTrainer):
         self._noted: dict[str, float | torch.Tensor] = defaultdict(float)
         self._noted_batches, self._noted_since = 0, 0
 
-    def get_eval_dataloader(self, *args, **kwargs):
+    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
         with self._collating_for_evaluation():
             return super().get_eval_dataloader(*args, **kwargs)
 
-    def get_test_dataloader(self, *args, **kwargs):
+    def get_test_dataloader(self, *args, **kwargs) -> DataLoader:
         with self._collating_for_evaluation():
             return super().get_test_dataloader(*args, **kwargs)
 
@@ -87,7 +88,7 @@ class CaptioningTrainer(TrainerInternals, Seq2SeqTrainer):
         finally:
             self.data_collator = usual
 
-    def train(self, *args, **kwargs):
+    def train(self, *args, **kwargs) -> Any:
         """As in transformers; what evaluation would refuse after an epoch is refused before the first."""
         self._noted.clear()  # what an earlier training did not log
         self._noted_batches = 0

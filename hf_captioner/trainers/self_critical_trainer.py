@@ -71,7 +71,7 @@ class SelfCriticalTrainer(CaptioningTrainer):
         self.samples_per_image = samples_per_image
         self.baseline = baseline
 
-    def count_items(self, batch_samples: list[dict], device) -> torch.Tensor:
+    def count_items(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
         # The loss is a mean over samples, whose number is fixed. Dividing by the number of their tokens would make the
         # divisor depend on the samples and the gradient estimate biased.
         count = torch.tensor(self.samples_per_image * sum(len(batch["labels"]) for batch in batch_samples))

@@ -34,4 +34,6 @@ def arguments(folder, **changes):
         max_new_tokens=8,
         disable_tqdm=True,
     )
+    if "model" in changes:  # which has its own
+        settings.pop("model_config")
     return [part for name, value in {**settings, **changes}.items() for part in (f"--{name}", str(value))]
