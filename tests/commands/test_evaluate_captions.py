@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -153,6 +154,29 @@ def test_captions_of_another_setting_are_not_mixed_in(script, model_folder, tmp_
     with pytest.raises(ValueError, match="with data = "):
         run(script, model_folder, tmp_path, data="shapes:rows=12,seed=5")
     assert (tmp_path / "captions.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "name,value", [("no_repeat_ngram_size", 3), ("min_new_tokens", 4), ("forced_eos_token_id", 3)]
+)
+def test_captions_of_other_generation_settings_are_not_mixed_in(script, model_folder, tmp_path, name, value):
+    """Settings that no option has are in the model's folder; old captions were taken for theirs."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    run(script, tmp_path / "model", tmp_path / "out")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match="`output_dir` must be new .* generation_config = "):
+        run(script, tmp_path / "model", tmp_path / "out")
+
+
+def test_captions_of_another_preprocessing_are_not_mixed_in(script, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    run(script, tmp_path / "model", tmp_path / "out")
+    processor = CaptionerProcessor.from_pretrained(tmp_path / "model")
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="`output_dir` must be new .* processor_sha256 = "):
+        run(script, tmp_path / "model", tmp_path / "out")
 
 
 def test_ids_and_scores_of_each_image(script, model_folder, tmp_path):
