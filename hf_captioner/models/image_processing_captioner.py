@@ -1,7 +1,22 @@
-"""Images -> `pixel_values`, the same way in training and in use."""
+"""Turns images into `pixel_values`, identically in training and in inference."""
 
+import base64
+import os
+from io import BytesIO
+
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import get_session
+from PIL import Image, ImageOps
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    infer_channel_dimension_format,
+)
 from transformers.utils import is_torchvision_available
 
 if is_torchvision_available():
@@ -9,10 +24,156 @@ if is_torchvision_available():
 else:
     from transformers.image_processing_backends import PilBackend as ImageProcessorBackend
 
+# What a source processor may do before its pixels are those of ours: copied, or left out on purpose (the crop), or
+# without an effect on RGB images.
+_KNOWN_STEPS = {
+    "do_resize",
+    "do_rescale",
+    "do_normalize",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_reduce_labels",
+}
+
+
+def open_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
+    """
+    The image as its file has it; [`to_rgb`] turns and converts it. Transformers' `load_image` does both in one, but
+    cuts off what is brighter than 255 in 16-bit images and shows the colours that lie hidden under transparency.
+
+    Args:
+        source: the path of a file, a URL (`http://`, `https://`), or base64 text with or without `data:image/...,`.
+        timeout: seconds to wait for a URL.
+
+    Raises:
+        OSError: if what the path or the URL names is no image.
+        ValueError: if the source is none of these.
+    """
+    source = os.fspath(source)
+    if source.startswith(("http://", "https://")):
+        response = get_session().get(source, timeout=timeout, follow_redirects=True)
+        return Image.open(BytesIO(response.content))
+    if os.path.isfile(source):
+        return Image.open(source)
+    try:
+        return Image.open(BytesIO(base64.b64decode(source.partition(",")[2] or source)))
+    except (OSError, ValueError) as error:
+        shown = source if len(source) <= 200 else source[:200] + "..."
+        raise ValueError(
+            f"an image must be the path of a file that is there, a URL or base64 text, got {shown!r}"
+        ) from error
+
+
+def to_rgb(
+    image: Image.Image | np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None = None
+) -> Image.Image:
+    """
+    The image as every program here sees it: upright, on white where it is transparent, with 8 bits a channel. What
+    comes out goes in again unchanged.
+
+    - The EXIF orientation is applied (and removed, so that nothing turns the image twice).
+    - 16-bit grey images are divided by 257: 65535 is white. In Pillow's mode `I` too, in which it gives 16-bit PNG and
+      PGM files, as long as no value is negative or beyond 65535.
+    - 32-bit and floating point images (modes `I` and `F`): in mode `F`, values from 0 to 1 have white at 1. Others
+      have no white of their own and are stretched: their darkest value is black, their brightest white.
+    - Arrays: `uint8`; `uint16`, as above; booleans (black and white); other numbers up to 255 if all are whole, or
+      floating point fractions up to 1.
+
+    Args:
+        image: a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of 1 (grey), 3 (RGB) or 4 (RGBA)
+            channels.
+        input_data_format: where the channels of an array are, if its shape does not say it.
+
+    Returns:
+        an image of mode `RGB`.
+
+    Raises:
+        ValueError: if the image has no pixels, an array another shape, or values that are no brightness (NaN,
+            infinity, less than 0, or beyond those above).
+        TypeError: if it is not an image.
+    """
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, input_data_format)
+    elif not isinstance(image, Image.Image):
+        raise TypeError(f"an image must be a PIL image, an array or a tensor, got {type(image).__name__}")
+    if 0 in image.size:
+        raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        image = _from_deep_image(image)
+    if any(band in "Aa" for band in image.getbands()[1:]) or "transparency" in image.info:
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _from_array(values: np.ndarray, input_data_format) -> Image.Image:
+    channels = (1, 3, 4)
+    if values.ndim == 3:
+        try:
+            found = input_data_format or infer_channel_dimension_format(values, num_channels=channels)
+        except ValueError:
+            found = ChannelDimension.LAST
+        if ChannelDimension(found) == ChannelDimension.FIRST:
+            values = np.moveaxis(values, 0, -1)
+        if values.shape[-1] == 1:
+            values = values[..., 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in channels):
+        raise ValueError(
+            f"an image array must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {values.shape}"
+        )
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"an image array must hold numbers, got {values.dtype}")
+    if not values.size:
+        raise ValueError(f"an image must have at least one pixel, got an array of shape {values.shape}")
+    if values.dtype == bool:
+        values = values * np.uint8(255)
+    elif values.dtype == np.uint16:
+        values = np.rint(values / 257)
+    elif values.dtype != np.uint8:
+        low, high = _extent(values)
+        if values.dtype.kind == "f" and 0 <= low and high <= 1:
+            values = np.rint(values * 255.0)
+        elif low < 0 or high > 255 or (values != np.rint(values)).any():
+            raise ValueError(
+                "an image array must hold whole numbers from 0 to 255, 16-bit numbers (uint16) or fractions from 0 to "
+                f"1, got {values.dtype} from {low} to {high}"
+            )
+    return Image.fromarray(np.ascontiguousarray(values.astype(np.uint8)))
+
+
+def _from_deep_image(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion of these modes cuts off all that is brighter than 255."""
+    values = np.asarray(image)
+    transparent = values == image.info["transparency"] if "transparency" in image.info else None
+    low, high = _extent(values)
+    if image.mode == "F":
+        low, high = (0, 1) if 0 <= low and high <= 1 else (low, high)
+    elif 0 <= low and high <= 65535:
+        low, high = 0, 65535
+    # Two values as far apart as the type allows would not have a difference in it.
+    scaled = (values.astype(np.float64) - low) * (255 / (float(high) - low or 1))
+    grey = Image.fromarray(np.rint(scaled).astype(np.uint8))
+    if transparent is not None:
+        grey.paste(255, mask=Image.fromarray(transparent))
+    return grey
+
+
+def _extent(values: np.ndarray) -> tuple[float, float]:
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"an image must hold finite numbers, got values from {low} to {high}")
+    return low.item(), high.item()
+
 
 class CaptionerImageProcessor(ImageProcessorBackend):
     """
-    Resizes the whole image to a square, without a crop: what is cut off cannot be described.
+    Resizes the whole image to a square without cropping, because a caption may mention what a crop would cut off.
+    Before that, [`to_rgb`] makes an upright RGB image of whatever it is given; arrays of fractions given with
+    `do_rescale=False` are taken as they are.
 
     The class attributes are the defaults of its settings; see transformers' image processors for their meaning.
     """
@@ -27,10 +188,34 @@ class CaptionerImageProcessor(ImageProcessorBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def fetch_images(self, images):
+        """Paths, URLs and base64 text become images, a grey array (H, W) gets its channel."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            return open_image(images)
+        if getattr(images, "ndim", None) == 2:
+            return images[None]
+        return super().fetch_images(images)
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs):
+        """One image -> (C, H, W), of the backend's type. Both backends call this for every image."""
+        fractions = not isinstance(image, Image.Image) and "float" in str(image.dtype)
+        if do_convert_rgb and not (fractions and kwargs.get("do_rescale") is False):
+            image, input_data_format = to_rgb(image, input_data_format), None
+            do_convert_rgb = False
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+
     @classmethod
     def from_vision_pretrained(cls, path_or_name: str, **kwargs) -> "CaptionerImageProcessor":
         """
-        A processor with the input size, mean, deviation, scale and resampling of a pretrained vision model.
+        A processor with the input size, mean, standard deviation, rescaling and resampling of a pretrained vision
+        model.
+
+        An offset (`rescale_offset`) and a second division by the standard deviation (`include_top`), which
+        EfficientNet's processor has, become part of the mean and the standard deviation.
 
         Args:
             path_or_name: a local folder or a Hub repository with a `preprocessor_config.json`.
@@ -47,23 +232,58 @@ class CaptionerImageProcessor(ImageProcessorBackend):
                 "the vision model must be a folder with a preprocessor_config.json, or a repository with one that the "
                 f"Hub has and this machine can reach or has downloaded before, got {str(path_or_name)!r}: {error}"
             ) from error
-        if theirs.get("do_flip_channel_order"):
-            raise ValueError(f"`do_flip_channel_order` is not supported, but {path_or_name} was trained with it")
-        size = theirs["crop_size"] if theirs.get("do_center_crop") else theirs.get("size", cls.size)
-        if isinstance(size, dict) and "height" in size:
-            size = {"height": size["height"], "width": size["width"]}
-        else:
-            side = size if isinstance(size, int) else size.get("shortest_edge")
-            if side is None:
-                raise ValueError(
-                    f"`size` of {path_or_name} must have a height and width or a shortest_edge, got {size}"
-                )
-            size = {"height": side, "width": side}
+        for name, does in theirs.items():
+            if name.startswith("do_") and name not in _KNOWN_STEPS and does:
+                raise ValueError(f"`{name}` is not supported, but {path_or_name} was trained with it")
+        source = _source_class(theirs)
+
+        def setting(name):
+            return theirs[name] if name in theirs else getattr(source, name, None)
+
         names = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "resample")
-        copied = {name: theirs[name] for name in names if theirs.get(name) is not None}
-        return cls(**{"size": size, **copied, **kwargs})
+        copied = {name: setting(name) for name in names if setting(name) is not None}
+        copied |= _folded_normalization(cls, copied, setting("rescale_offset"), setting("include_top"))
+        size = setting("crop_size") if setting("do_center_crop") else setting("size") or cls.size
+        return cls(**{"size": _square(size, path_or_name), **copied, **kwargs})
+
+
+def _source_class(theirs: dict) -> type | None:
+    """The class in transformers whose defaults hold for what the file does not say, if it names one."""
+    name = theirs.get("image_processor_type") or theirs.get("feature_extractor_type") or ""
+    name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    # Without torchvision the plain name is a stand-in that only raises.
+    for candidate in (f"{name}Pil", name):
+        candidate = getattr(transformers, candidate, None)
+        if isinstance(candidate, type) and issubclass(candidate, ImageProcessingMixin):
+            return candidate
+    return None
+
+
+def _folded_normalization(cls, copied: dict, rescale_offset: bool | None, include_top: bool | None) -> dict:
+    """((x * factor - 1) - mean) / deviation / deviation as one mean and one deviation."""
+    offset = 1.0 if rescale_offset and copied.get("do_rescale", cls.do_rescale) else 0.0
+    if not (offset or include_top):
+        return {}
+    normalizes = copied.get("do_normalize", cls.do_normalize)
+    std = np.broadcast_to(copied.get("image_std", cls.image_std), 3).astype(np.float64)
+    mean = np.broadcast_to(copied.get("image_mean", cls.image_mean), 3).astype(np.float64)
+    divisions = int(bool(normalizes)) + int(bool(include_top))
+    return {
+        "do_normalize": True,
+        "image_mean": (mean * bool(normalizes) + offset).tolist(),
+        "image_std": (std**divisions).tolist(),
+    }
+
+
+def _square(size, path_or_name) -> dict[str, int]:
+    if isinstance(size, dict) and "height" in size:
+        return {"height": size["height"], "width": size["width"]}
+    side = size if isinstance(size, int) else size.get("shortest_edge") if isinstance(size, dict) else None
+    if side is None:
+        raise ValueError(f"`size` of {path_or_name} must have a height and width or a shortest_edge, got {size}")
+    return {"height": side, "width": side}
 
 
 CaptionerImageProcessor.register_for_auto_class()
 
-__all__ = ["CaptionerImageProcessor"]
+__all__ = ["CaptionerImageProcessor", "open_image", "to_rgb"]

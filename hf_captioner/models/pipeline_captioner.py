@@ -5,9 +5,8 @@ from os import PathLike
 from typing import Any
 
 from transformers import BatchFeature, Pipeline
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import load_image
 
+from .image_processing_captioner import open_image, to_rgb
 from .tokenization_captioner import token_texts
 
 TASK = "image-captioning"
@@ -29,9 +28,9 @@ class ImageCaptioningPipeline(Pipeline):
     def __call__(self, images: Any, **kwargs) -> Any:
         """
         Args:
-            images: a path, a URL, base64 text, a PIL image or an array ((H, W), (H, W, 3) or (3, H, W); integers up
-                up to 255 or floats up to 1); or a list, a tuple or a column of a `datasets.Dataset` of these. For a
-                torch data set or a generator an iterator is returned, which reads images as it goes.
+            images: a path, a URL, base64 text, or an image, array or tensor that [`to_rgb`] takes; or a list, a tuple
+                or a column of a `datasets.Dataset` of these. For a torch data set or a generator an iterator is
+                returned, which reads images as it goes.
             prompt: text that every caption begins with.
             attention: whether to return attention maps.
             batch_size: images at a time, 1 by default.
@@ -69,12 +68,8 @@ class ImageCaptioningPipeline(Pipeline):
         return preprocess, forward, {}
 
     def preprocess(self, image: Any, prompt: str = "", timeout: float | None = None) -> BatchFeature:
-        if hasattr(image, "shape"):
-            if len(image.shape) not in (2, 3):
-                raise ValueError(f"an image array must be (H, W), (H, W, 3) or (3, H, W), got {tuple(image.shape)}")
-            image = to_pil_image(image if len(image.shape) == 3 else image[None])
-        image = load_image(str(image) if isinstance(image, PathLike) else image, timeout=timeout)
-        return self.processor(images=image, text=prompt, return_tensors="pt")
+        image = open_image(image, timeout) if isinstance(image, (str, PathLike)) else image
+        return self.processor(images=to_rgb(image), text=prompt, return_tensors="pt")
 
     def _forward(self, inputs, attention=False, generate_kwargs=None):
         model = self.model

@@ -1,6 +1,7 @@
 """Prepares images and text for a captioner's `forward` and `generate`."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import ImageInput
@@ -46,18 +47,19 @@ class CaptionerProcessor(ProcessorMixin):
         """
         Args:
             images: an image or a list of B of them.
-            text: the beginning of the caption to continue, or a list of B; `""` for none. All must have the same
-                number of tokens.
+            text: the prompt that the caption begins with, or a list of B prompts; `""` for none.
             text_target: captions to learn: one, a list (one per row), or a list of B lists, all captions of each
                 image.
             **kwargs: settings of the image processor and the tokenizer, and `return_tensors`.
 
         Returns:
-            `pixel_values` (B, 3, H, W); `decoder_input_ids` (B, t): start token and prompt, without EOS; `labels`
-            (N, T), or (B, k, T) from a list of lists: tokens and EOS, without start token, -100 for padding.
+            `pixel_values` (B, 3, H, W); `decoder_input_ids` (B, t): start token and prompt, without EOS, padded on the
+            left; with prompts of different lengths `decoder_attention_mask` (B, t), 0 at padding and 1 elsewhere;
+            `labels` (N, T), or (B, k, T) from a list of lists: tokens and EOS, without start token, -100 for padding.
+            Text is text: "<eos>" in a caption or prompt is no end.
 
         Raises:
-            ValueError: if nothing is given, prompts differ in length, or an image has no caption.
+            ValueError: if nothing is given, or an image has no caption.
         """
         if images is None and text is None and text_target is None:
             raise ValueError("one of `images`, `text` and `text_target` must be given, got none")
@@ -70,23 +72,27 @@ class CaptionerProcessor(ProcessorMixin):
         if images is not None:
             data["pixel_values"] = self.image_processor(images, **merged["images_kwargs"])["pixel_values"]
         if text is not None:
-            data["decoder_input_ids"] = self._prompts([text] if isinstance(text, str) else list(text))
+            data |= self._prompts([text] if isinstance(text, str) else list(text))
         if text_target is not None:
             data["labels"] = self._labels(text_target, text_kwargs)
         return BatchFeature(data, tensor_type=tensor_type)
 
-    def _prompts(self, texts: list[str]) -> list[list[int]]:
-        start = self.tokenizer.bos_token_id
-        ids = [[start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
-        lengths = sorted({len(row) for row in ids})
-        if len(lengths) > 1:
-            raise ValueError(f"`text` must have as many tokens in every row of a batch, got lengths {lengths}")
-        return ids
+    def _prompts(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        start, padding = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
+        encode = partial(self.tokenizer, add_special_tokens=False, split_special_tokens=True)
+        rows = [[start, *encode(text)["input_ids"]] for text in texts]
+        longest = max(map(len, rows), default=0)
+        found = {"decoder_input_ids": [[padding] * (longest - len(row)) + row for row in rows]}
+        if any(len(row) < longest for row in rows):
+            found["decoder_attention_mask"] = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        return found
 
     def _labels(self, targets, text_kwargs) -> list:
         if isinstance(targets, str):
             targets = [targets]
-        grouped = len(targets) > 0 and not isinstance(targets[0], str)
+        if not len(targets):
+            raise ValueError(f"`text_target` must hold at least one caption, got {targets!r}")
+        grouped = not isinstance(targets[0], str)
         if not grouped:
             return self._rows(list(targets), text_kwargs)
         for index, captions in enumerate(targets):
@@ -103,7 +109,7 @@ class CaptionerProcessor(ProcessorMixin):
         return labels
 
     def _rows(self, captions: list[str], text_kwargs) -> list[list[int]]:
-        encoded = self.tokenizer(captions, **text_kwargs)
+        encoded = self.tokenizer(captions, split_special_tokens=True, **text_kwargs)
         return [
             [token if real else _IGNORED for token, real in zip(ids, mask, strict=True)]
             for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)

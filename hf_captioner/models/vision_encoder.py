@@ -1,10 +1,12 @@
 """Any transformers vision model as a source of regions."""
 
 import copy
+import inspect
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .compat import use_eager_attention
@@ -67,6 +69,10 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
     height, width = _pair(getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         model = AutoModel.from_config(config).eval()
+        if "pixel_values" not in inspect.signature(model.forward).parameters:
+            raise ValueError(
+                f"`vision_config` must be of a model that takes `pixel_values`, got model_type {config.model_type!r}"
+            )
         pixels = torch.empty(2, getattr(config, "num_channels", 3), height, width)
         output = getattr(model(pixel_values=pixels), "last_hidden_state", None)
         if output is None or output.ndim not in (3, 4):
@@ -135,6 +141,11 @@ class VisionEncoder(nn.Module):
             # The requested implementation is meant for the decoder; transformers would refuse it for a CNN.
             use_eager_attention(config)
         self.model = AutoModel.from_config(config)
+        self._unused_modules = tuple(
+            f"{name}."
+            for name, module in self.model.named_modules()
+            if (own := [f"{name}.{part}" for part, _ in module.named_parameters()]) and layout.unused.issuperset(own)
+        )
         self.set_trainable(True)
 
     @property
@@ -148,11 +159,22 @@ class VisionEncoder(nn.Module):
             parameter.requires_grad_(trainable and name not in self._layout.unused)
 
     def train(self, mode: bool = True) -> "VisionEncoder":
-        """A frozen vision model stays in evaluation mode, or its batch statistics would drift."""
-        # `from_pretrained` makes every parameter anew and trainable, and then calls this.
-        for name in self._layout.unused:
-            self.model.get_parameter(name).requires_grad_(False)
-        return super().train(mode and any(parameter.requires_grad for parameter in self.model.parameters()))
+        """
+        As in torch, but a frozen vision model stays in evaluation mode, and so does every batch norm whose own
+        parameters are frozen, though adapters (LoRA) beside it learn: its running statistics would change, and an
+        adapter does not save them.
+        """
+        # `from_pretrained` replaces the parameters by new, trainable ones and then calls this; adapters may lie in a
+        # module that the regions do not depend on.
+        for name, parameter in self.model.named_parameters():
+            if name in self._layout.unused or name.startswith(self._unused_modules):
+                parameter.requires_grad_(False)
+        super().train(mode and any(parameter.requires_grad for parameter in self.model.parameters()))
+        for module in self.model.modules():
+            own = list(module.parameters(recurse=False))
+            if isinstance(module, _BatchNorm) and own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self
 
     def forward(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, tuple[int, int]]:
         """

@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 from testing.tiny_models import SYSTEMS, tiny_model
-from transformers import image_utils, pipeline
+from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, ImageCaptioningPipeline, train_tokenizer
+from hf_captioner.models import image_processing_captioner
 
 WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
 MAX = dict(max_new_tokens=6)
@@ -88,7 +89,7 @@ def test_a_url_is_read(additive, monkeypatch):
         asked.update(url=url, timeout=timeout)
         return SimpleNamespace(content=file.getvalue())
 
-    monkeypatch.setattr(image_utils.httpx, "get", get)
+    monkeypatch.setattr(image_processing_captioner, "get_session", lambda: SimpleNamespace(get=get))
     assert same(additive("https://example.org/a.png", timeout=3.0, **MAX), additive(image, **MAX))
     assert asked == {"url": "https://example.org/a.png", "timeout": 3.0}
 

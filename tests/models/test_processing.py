@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from testing.tiny_models import SYSTEMS, tiny_model
 from transformers import AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -58,7 +59,7 @@ def test_batches(processor):
     "arguments,message",
     [
         (dict(), "images"),
-        (dict(text=["a", "a red dog"]), r"lengths \[2, 4\]"),
+        (dict(text_target=[]), r"`text_target` must hold at least one caption, got \[\]"),
         (dict(text_target=[["a"], []]), r"text_target\[1\]"),
     ],
 )
@@ -77,3 +78,48 @@ def test_saved_and_loaded(processor, tmp_path):
         assert torch.equal(found["pixel_values"], expected["pixel_values"])
         assert torch.equal(found["labels"], expected["labels"])
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is CaptionerImageProcessor
+
+
+def test_prompts_of_different_lengths_are_padded_on_the_left(processor):
+    batch = processor(text=["a", "a red dog", ""], return_tensors="pt")
+    red_dog = processor.tokenizer("a red dog", add_special_tokens=False)["input_ids"]
+    pad, start = 1, 2
+    assert batch["decoder_input_ids"].tolist() == [
+        [pad, pad, start, red_dog[0]],
+        [start, *red_dog],
+        [pad] * 3 + [start],
+    ]
+    assert batch["decoder_attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
+    assert set(processor(text=["a", "a"])) == {"decoder_input_ids"}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_padded_batch_continues_every_prompt_as_if_it_were_alone(processor, system):
+    model = tiny_model(**SYSTEMS[system], vocab_size=len(processor.tokenizer))
+    images, prompts = [picture(), picture(70, 30)], ["a red dog", "two"]
+    settings = dict(max_new_tokens=5, num_beams=3)
+    found = model.generate(**processor(images, text=prompts, return_tensors="pt"), **settings)
+    for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        inputs = processor(image, text=prompt, return_tensors="pt")
+        alone = model.generate(**inputs, **settings)[0].tolist()
+        padding = 4 - inputs["decoder_input_ids"].shape[1]  # of four tokens in the longer prompt
+        assert found[row, padding:].tolist()[: len(alone)] == alone
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_special_tokens_in_a_text_are_text(tmp_path, kind):
+    """Otherwise "a dog <eos> b" would teach a caption that goes on after its end."""
+    tokenizer = train_tokenizer(["a red dog < > eos bos pad unk runs"] * 3, kind=kind, vocab_size=400)
+    CaptionerProcessor(CaptionerImageProcessor(), tokenizer).save_pretrained(tmp_path)
+    made, loaded = (
+        CaptionerProcessor(CaptionerImageProcessor(), tokenizer),
+        CaptionerProcessor.from_pretrained(tmp_path),
+    )
+    for processor in (made, loaded):
+        said = "a dog <eos> runs <pad> <bos> <unk>"
+        labels = processor(text_target=[said])["labels"][0]
+        assert labels[-1] == 3 and not {1, 2, 3} & set(labels[:-1])
+        (prompt,) = processor(text=[said])["decoder_input_ids"]
+        assert prompt[0] == 2 and not {1, 2, 3} & set(prompt[1:])
+        if kind == "bpe":  # which knows every text
+            assert processor.tokenizer.decode(labels, skip_special_tokens=True) == said

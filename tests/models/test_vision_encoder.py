@@ -3,9 +3,11 @@
 import huggingface_hub
 import pytest
 import torch
-from testing.tiny_models import SYSTEMS, random_labels, tiny_config, tiny_model, tiny_vision
+from peft import LoraConfig, PeftModel, get_peft_model
+from testing.tiny_models import SYSTEMS, random_images, random_labels, tiny_config, tiny_model, tiny_vision
 from transformers import (
     AutoModel,
+    BertConfig,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -216,3 +218,57 @@ def test_a_vision_model_that_is_not_here_is_named(tmp_path, monkeypatch, name):
         RnnCaptionerForConditionalGeneration.from_vision_pretrained(name, tiny_config())
     with pytest.raises(FileNotFoundError, match=f"preprocessor_config.json.*{name}"):
         CaptionerImageProcessor.from_vision_pretrained(name)
+
+
+def test_a_text_model_is_refused_by_name():
+    with pytest.raises(ValueError, match="`vision_config` must be of a model that takes `pixel_values`.*'bert'"):
+        VisionEncoder(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+
+
+def lora(model, **settings):
+    """The captioner with LoRA adapters, in training mode."""
+    return get_peft_model(model, LoraConfig(r=2, init_lora_weights="gaussian", **settings)).train()
+
+
+def trained_by_lora(model, folder, **settings):
+    """The saved adapter of three steps, and the trained captioner."""
+    adapted = lora(model, **settings)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.005)
+    for _ in range(3):
+        adapted(pixel_values=random_images(), labels=random_labels()).loss.backward()
+        optimizer.step()
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def test_lora_on_a_cnn_leaves_the_statistics_that_it_does_not_save(tmp_path):
+    """Batch-norm statistics moved and were lost: the reloaded adapter gave other logits."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    base = RnnCaptionerForConditionalGeneration.from_pretrained(tmp_path / "base")
+    convolutions = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    trained = trained_by_lora(base, tmp_path / "adapter", target_modules=convolutions)
+    fresh = RnnCaptionerForConditionalGeneration.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    inputs = dict(pixel_values=random_images(), decoder_input_ids=torch.full((3, 2), 2))
+    with torch.no_grad():
+        plain = RnnCaptionerForConditionalGeneration.from_pretrained(tmp_path / "base").eval()(**inputs).logits
+        found = trained(**inputs).logits
+        torch.testing.assert_close(loaded(**inputs).logits, found)
+    assert (found - plain).abs().max() > 1e-3
+
+
+def test_lora_everywhere_trains_nothing_that_is_not_used(tmp_path):
+    """`all-linear` put adapters into a ViT's pooler, which no gradient reaches."""
+    adapted = lora(tiny_model(**SYSTEMS["vit_transformer"]), target_modules="all-linear")
+    adapted(pixel_values=random_images(), labels=random_labels()).loss.backward()
+    trainable = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert any("vision_encoder" in name for name in trainable) and not any("pooler" in name for name in trainable)
+    assert [name for name, parameter in trainable.items() if parameter.grad is None] == []
+
+
+def test_batch_norms_learn_when_they_are_trainable():
+    model = tiny_model().train()
+    norms = [m for m in model.vision_encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and all(norm.training for norm in norms)
+    model.freeze_vision()
+    assert not any(norm.training for norm in norms)
