@@ -18,9 +18,9 @@ import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from .formats import IMAGE_SUFFIXES
 from .sources import IMAGE_COLUMNS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 
 

@@ -1,20 +1,29 @@
 """Where images and captions come from: one function, one shape of data set."""
 
+import posixpath
 import re
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 from datasets import Dataset, DatasetDict, Image, List, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from ..errors import InputError
+from .formats import FORMATS, find_images, read_text
 from .shapes import shapes_dataset
 
 TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
 CAPTION_FILES = ("metadata", "captions")  # names of the table in an image folder
-IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path", "img")
-CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "raw")
+IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path", "img", "jpg", "jpeg", "png", "webp")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "raw", "txt")
+# Of webdataset shards: their keys of bookkeeping.
+_SHARD_COLUMNS = ("__key__", "__url__")
 
 
 def load_captions(
@@ -23,6 +32,8 @@ def load_captions(
     image_column: str | None = None,
     caption_columns: Sequence[str] | None = None,
     check_images: bool = True,
+    format: str | None = None,
+    image_folder: str | None = None,
 ) -> Dataset:
     """
     Loads images and captions into one shape: a column `image`, a column `captions` (a list of texts), and whatever
@@ -33,87 +44,186 @@ def load_captions(
             - `"shapes:rows=6000,seed=0"`: the generated [`shapes_dataset`];
             - a Parquet, CSV, TSV, JSON or JSON-lines table; images are bytes in it or paths relative to it, and rows
               of the same path become one image with several captions;
-            - a folder of images with such a table named `metadata.*` or `captions.*`, a folder of Parquet files, or
-              one that `Dataset.save_to_disk` wrote;
+            - COCO's `captions_*.json`, Karpathy's `dataset_*.json`, Flickr8k's `captions.txt` or `Flickr8k.token.txt`;
+            - a folder of images with a table named `metadata.*` or `captions.*`, or with a `.txt` beside each image,
+              one caption a line; a folder of Parquet files, of webdataset shards (`.tar`), or one that
+              `Dataset.save_to_disk` wrote; a single `.tar`;
             - the name of a data set on the Hub.
-        split: for the Hub and saved folders with several splits.
+        split: for sources with several splits.
         image_column: by default the first there is of `IMAGE_COLUMNS`.
         caption_columns: one or several, each text or a list of texts, empty cells (null) left out; by default the
             first there is of `CAPTION_COLUMNS`.
         check_images: whether to decode every image now rather than find a broken one in the middle of training.
+        format: one of `FORMATS`, `"table"` or `"webdataset"`; told from the content by default.
+        image_folder: the folder that paths are relative to, by default that of the source.
 
     Raises:
-        ValueError: if there is no such column, a caption is empty or not text, an image cannot be read or lies
-            outside the data folder; the message names the column, the row and the value.
+        InputError: if the source cannot be read, there is no such column, a caption is empty or not text, an image
+            cannot be read or lies outside the data folder; the message names the file or column, the row and the
+            value.
         FileNotFoundError: if a local path does not exist.
     """
-    dataset, folder = _open(source, split)
-    image_column = _find_column(dataset, source, "image_column", image_column, IMAGE_COLUMNS)
-    if caption_columns is None:
-        caption_columns = [_find_column(dataset, source, "caption_columns", None, CAPTION_COLUMNS)]
-    else:
-        caption_columns = [
-            _find_column(dataset, source, "caption_columns", column, CAPTION_COLUMNS) for column in caption_columns
-        ]
-    captions = _collect_captions(dataset, source, caption_columns)
-    paths = None
-    if isinstance(dataset.features[image_column], Value) and dataset.features[image_column].dtype.endswith("string"):
-        paths = dataset[image_column][:]
-        dataset, captions, paths = _merge_rows_of_an_image(dataset, captions, paths)
-    dataset = dataset.remove_columns([column for column in {*caption_columns, "captions"} & {*dataset.column_names}])
-    dataset = dataset.add_column("captions", captions, feature=List(Value("string")))
+    dataset, folder = open_source(source, split, format, image_folder)
+    image_column, caption_columns = find_columns(dataset, source, image_column, caption_columns)
+    captions, problems = collect_captions(dataset, source, caption_columns)
+    _refuse(problems)
+    paths = image_paths(dataset, source, image_column)
     if paths is not None:
         if folder is None:
-            raise ValueError(f"`{image_column}` of {source} must hold images, got paths: {paths[0]!r}")
-        absolute = [_inside(folder, path, f"`{image_column}[{row}]` of {source}") for row, path in enumerate(paths)]
-        dataset = dataset.rename_column(image_column, "file_name") if image_column == "image" else dataset
+            raise InputError(f"`{image_column}` of {source} must hold images, got paths: {paths[0]!r}")
+        _refuse(path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths))
+        dataset, captions, paths = _merge_rows_of_an_image(dataset, captions, paths)
+    taken = {*caption_columns, "captions"}
+    dataset = dataset.remove_columns([column for column in dataset.column_names if column in taken])
+    dataset = dataset.add_column("captions", captions, feature=List(Value("string")))
+    if paths is not None and folder is not None:
+        absolute = [str((folder.resolve() / path).resolve()) for path in paths]
+        if image_column == "image":
+            dataset = dataset.remove_columns("image")
+            dataset = dataset.add_column("file_name", paths) if "file_name" not in dataset.column_names else dataset
         dataset = dataset.add_column("image", absolute)
     elif image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     dataset = dataset.cast_column("image", Image())
     if check_images:
-        _check_images(dataset, source)
+        _refuse(problem for _, problem in image_problems(dataset, source))
     return dataset
 
 
-def _open(source: str, split: str | None) -> tuple[Dataset, Path | None]:
-    """The raw table, and the folder that its paths are relative to."""
+def where(column: str, row: int, source: str) -> str:
+    return f"`{column}[{row}]` of {source}"
+
+
+# What is wrong with a row: its kind, as `validate` reports it, and a text with the place, the rule and the value.
+Problem = tuple[str, str]
+
+
+def _refuse(problems: Iterable[Problem | None]) -> None:
+    for problem in problems:
+        if problem is not None:
+            raise InputError(problem[1])
+
+
+def open_source(
+    source: str, split: str | None = None, format: str | None = None, image_folder: str | None = None
+) -> tuple[Dataset, Path | None]:
+    """
+    The raw table of a source, and the folder that its paths are relative to; `None` for images from elsewhere.
+
+    Raises:
+        InputError, FileNotFoundError: as [`load_captions`].
+    """
+    known = (*FORMATS, "table", "webdataset")
+    if format is not None and format not in known:
+        raise InputError(f"`format` must be one of {', '.join(known)}, got {format!r}")
     if source.split(":")[0] == "shapes":
         return shapes_dataset(**_shapes_settings(source)), None
     path = Path(source)
+    if not path.exists():
+        if path.is_absolute() or source.startswith((".", "~")) or path.suffix in (*TABLE_LOADERS, ".tar"):
+            raise FileNotFoundError(f"`source` does not exist: {source}")
+        return _pick_split(_loaded(source, load_dataset, source), source, split), None
+    dataset, folder = _open_path(path, split, format, image_folder)
+    if not len(dataset):
+        raise InputError(f"`source` must have at least one row, got none in {source}")
+    return dataset, folder
+
+
+def _open_path(path: Path, split: str | None, format: str | None, image_folder: str | None) -> tuple[Dataset, Path]:
+    home = path if path.is_dir() else path.parent
+    given = home if image_folder is None else find_images(path, "", image_folder)
+    if format not in (None, "table", "webdataset"):
+        return _open_format(path, split, format, image_folder)
+    if format is None and path.is_file():
+        for name, candidate in FORMATS.items():
+            if candidate.recognises(path):
+                return _open_format(path, split, name, image_folder)
+    shards = sorted(path.rglob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    if format == "webdataset" or (path.is_file() and shards):
+        return _read_shards(path, shards), given
     if path.is_file():
         if path.suffix not in TABLE_LOADERS:
-            raise ValueError(f"`source` must be a table ({', '.join(TABLE_LOADERS)}), got {source}")
-        return _read_table([path]), path.parent
-    if path.is_dir():
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return _pick_split(load_from_disk(source), source, split), path
-        for name in CAPTION_FILES:
-            for suffix in TABLE_LOADERS:
-                if (path / f"{name}{suffix}").is_file():
-                    return _read_table([path / f"{name}{suffix}"]), path
-        parquet = sorted(path.rglob("*.parquet"))
-        if parquet:
-            return _read_table(parquet), path
-        raise ValueError(
-            "`source` must hold a table named metadata.* or captions.*, Parquet files or a saved data set, "
-            f"got {source}"
-        )
-    if path.is_absolute() or source.startswith((".", "~")) or path.suffix in TABLE_LOADERS:
-        raise FileNotFoundError(f"`source` does not exist: {source}")
-    return _pick_split(load_dataset(source), source, split), None
+            raise InputError(f"`source` must be a table ({', '.join(TABLE_LOADERS)}), got {path}")
+        return _read_table([path]), given
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return _pick_split(_loaded(str(path), load_from_disk, str(path)), str(path), split), given
+    for name in CAPTION_FILES:
+        for suffix in TABLE_LOADERS:
+            table = path / f"{name}{suffix}"
+            if table.is_file():
+                for kind, candidate in FORMATS.items():
+                    if format is None and candidate.recognises(table):
+                        return _open_format(table, split, kind, image_folder)
+                return _read_table([table]), given
+    if parquet := sorted(path.rglob("*.parquet")):
+        return _read_table(parquet), given
+    if shards:
+        return _read_shards(path, shards), given
+    if format is None and FORMATS["text_files"].recognises(path):
+        return _open_format(path, split, "text_files", image_folder)
+    raise InputError(
+        "`source` must hold a table named metadata.* or captions.*, Parquet files, tar shards, a saved data set, or "
+        f"images with a .txt beside each, got {path}"
+    )
+
+
+def _open_format(path: Path, split: str | None, name: str, image_folder: str | None) -> tuple[Dataset, Path]:
+    rows = FORMATS[name].read(path, split)
+    if not rows:
+        raise InputError(f"`source` must have at least one row, got none in {path}")
+    folder = find_images(path, rows[0]["file_name"], image_folder)
+    return Dataset.from_dict({column: [row[column] for row in rows] for column in rows[0]}), folder
 
 
 def _shapes_settings(source: str) -> dict[str, int]:
     if not re.fullmatch(r"shapes:rows=\d+(,seed=\d+)?", source):
-        raise ValueError(f"`source` must be like shapes:rows=6000,seed=0, got {source}")
+        raise InputError(f"`source` must be like shapes:rows=6000,seed=0, got {source}")
     return {name: int(value) for name, value in (pair.split("=") for pair in source.split(":")[1].split(","))}
 
 
+def _loaded(source: str, load, *args, **kwargs):
+    """What a function of `datasets` returns; its errors name the source and their first cause."""
+    try:
+        return load(*args, **kwargs)
+    except (OSError, ValueError, DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError) as error:
+        cause: BaseException = error
+        while isinstance(cause, DatasetGenerationError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(
+            f"`source` must be data that can be read, got {source} ({type(cause).__name__}: {cause})"
+        ) from error
+
+
 def _read_table(paths: list[Path]) -> Dataset:
-    options = {"sep": "\t"} if paths[0].suffix == ".tsv" else {}
+    kind = TABLE_LOADERS[paths[0].suffix]
+    options: dict[str, Any] = {}
+    if kind != "parquet":
+        for path in paths:
+            text = read_text(path)  # whose errors are plainer than those of the readers below
+            if kind == "csv" and len(text.strip().splitlines()) < 2:
+                raise InputError(f"`source` must have at least one row, got none in {path}")
+    if kind == "csv":
+        # "NA" and "null" are texts like others; only an empty cell is a missing one.
+        options = {"sep": "\t" if paths[0].suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
     files = [str(path) for path in paths]
-    return load_dataset(TABLE_LOADERS[paths[0].suffix], data_files=files, split="train", **options)
+    return _loaded(", ".join(files[:3]), load_dataset, kind, data_files=files, split="train", **options)
+
+
+def _read_shards(path: Path, shards: list[Path]) -> Dataset:
+    """webdataset: members of a tar file whose names differ in their ending alone are one row."""
+    if not shards:
+        raise InputError(f"`source` must hold tar files, got {path}")
+    files = [str(shard) for shard in shards]
+    dataset = _loaded(str(path), load_dataset, "webdataset", data_files=files, split="train")
+    if "json" in dataset.column_names:
+        for name in dataset.features["json"]:
+            if name in (*CAPTION_COLUMNS, "image_id"):
+                dataset = dataset.add_column(name, [cell[name] for cell in dataset["json"][:]])
+        dataset = dataset.remove_columns("json")
+    if "txt" in dataset.column_names:
+        texts = [[line for line in (text or "").splitlines() if line.strip()] for text in dataset["txt"][:]]
+        dataset = dataset.remove_columns("txt").add_column("txt", texts)
+    return dataset.remove_columns([name for name in _SHARD_COLUMNS if name in dataset.column_names])
 
 
 def _pick_split(dataset: Dataset | DatasetDict, source: str, split: str | None) -> Dataset:
@@ -122,38 +232,88 @@ def _pick_split(dataset: Dataset | DatasetDict, source: str, split: str | None) 
     if split is None and len(dataset) == 1:
         (split,) = dataset
     if split not in dataset:
-        raise ValueError(f"`split` of {source} must be one of {', '.join(dataset)}, got {split!r}")
+        raise InputError(f"`split` of {source} must be one of {', '.join(dataset)}, got {split!r}")
     return dataset[split]
+
+
+def find_columns(
+    dataset: Dataset, source: str, image_column: str | None, caption_columns: Sequence[str] | None
+) -> tuple[str, list[str]]:
+    """
+    The columns of images and captions, those that are named or the first there are of their usual names.
+
+    Raises:
+        InputError: if there is none.
+    """
+    image = _find_column(dataset, source, "image_column", image_column, IMAGE_COLUMNS)
+    names = [None] if caption_columns is None else caption_columns
+    return image, [_find_column(dataset, source, "caption_columns", name, CAPTION_COLUMNS) for name in names]
 
 
 def _find_column(dataset, source: str, field: str, wanted: str | None, known: Sequence[str]) -> str:
     present = dataset.column_names
     if wanted is not None:
         if wanted not in present:
-            raise ValueError(f"`{field}` of {source} must be one of {', '.join(present)}, got {wanted!r}")
+            raise InputError(f"`{field}` of {source} must be one of {', '.join(present)}, got {wanted!r}")
         return wanted
     for name in known:
         if name in present:
             return name
-    raise ValueError(f"`{field}` must be named: {source} has none of {', '.join(known)}, but {', '.join(present)}")
+    raise InputError(f"`{field}` must be named: {source} has none of {', '.join(known)}, but {', '.join(present)}")
 
 
-def _collect_captions(dataset, source: str, columns: Sequence[str]) -> list[list[str]]:
+def collect_captions(dataset: Dataset, source: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Problem]]:
+    """The captions of every row, and what is wrong with some of them."""
     captions: list[list[str]] = [[] for _ in range(len(dataset))]
+    faulty: set[int] = set()
+    problems = []
     for column in columns:
         for row, cell in enumerate(dataset[column][:]):
-            if cell is None:
-                continue
-            for text in cell if isinstance(cell, list) else [cell]:
-                if not isinstance(text, str) or not text.strip():
-                    raise ValueError(f"`{column}[{row}]` of {source} must be text that is not empty, got {text!r}")
-                captions[row].append(text)
+            for text in [] if cell is None else cell if isinstance(cell, list) else [cell]:
+                if isinstance(text, str) and text.strip():
+                    captions[row].append(text)
+                    continue
+                faulty.add(row)
+                kind = "caption-empty" if isinstance(text, str) else "caption-not-text"
+                problems.append((kind, f"{where(column, row, source)} must be text that is not empty, got {text!r}"))
+    names = ", ".join(columns)
     for row, texts in enumerate(captions):
-        if not texts:
-            raise ValueError(
-                f"`{', '.join(columns)}` of {source} must hold a caption in every row, row {row} has none"
-            )
-    return captions
+        if not texts and row not in faulty:
+            message = f"`{names}` of {source} must hold a caption in every row, row {row} has none"
+            problems.append(("caption-missing", message))
+    return captions, problems
+
+
+def image_paths(dataset: Dataset, source: str, column: str) -> list[str] | None:
+    """
+    The paths in an image column, with the same spelling for the same file; `None` if the column has the images
+    themselves.
+
+    Raises:
+        InputError: if it has neither, or both.
+    """
+    feature = dataset.features[column]
+    if isinstance(feature, Value) and feature.dtype.endswith("string"):
+        return [posixpath.normpath(path) if path else "" for path in dataset[column][:]]
+    is_struct = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+    if not is_struct and not isinstance(feature, Image):
+        if isinstance(feature, Value) and feature.dtype.endswith("binary"):
+            return None
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        raise InputError(f"`{column}` of {source} must hold images or their paths, got {kind}")
+    # A table from elsewhere may have paths in place of bytes: `datasets` would read any file or address they name.
+    raw = dataset.select_columns([column])
+    raw = raw if is_struct else raw.cast_column(column, Image(decode=False))
+    cells = raw.with_format("arrow")[:].column(column).combine_chunks()
+    without = cells.field("bytes").is_null().to_pylist()
+    if not any(without):
+        return None
+    if not all(without):
+        row = without.index(True)
+        raise InputError(
+            f"{where(column, row, source)} must hold the image as the others do, got {cells.field('path')[row]}"
+        )
+    return [posixpath.normpath(path) if path else "" for path in cells.field("path").to_pylist()]
 
 
 def _merge_rows_of_an_image(dataset, captions, paths):
@@ -166,20 +326,25 @@ def _merge_rows_of_an_image(dataset, captions, paths):
     return dataset.select(rows), [captions[row] for row in rows], [paths[row] for row in rows]
 
 
-def _inside(folder: Path, path: str, what: str) -> str:
-    """The file's absolute path, links resolved, if it lies in the folder."""
-    if not path:
-        raise ValueError(f"{what} must be a path, got {path!r}")
+def path_problem(folder: Path, path: str, what: str) -> Problem | None:
+    """What is wrong with an image's path: it must be a file in the folder, links resolved."""
     root = folder.resolve()
-    resolved = (root / path).resolve()
+    try:
+        resolved = (root / path).resolve()
+        is_file = resolved.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return "image-missing", f"{what} must be a path, got {path[:80]!r}"
+    if not path:
+        return "image-missing", f"{what} must be a path, got {path!r}"
     if not resolved.is_relative_to(root):
-        raise ValueError(f"{what} must lie inside {folder}, got {path!r}")
-    if not resolved.is_file():
-        raise ValueError(f"{what} must be a file in {folder}, got {path!r}")
-    return str(resolved)
+        return "image-outside", f"{what} must lie inside {folder}, got {path!r}"
+    if not is_file:
+        return "image-missing", f"{what} must be a file in {folder}, got {path!r}"
+    return None
 
 
-def _check_images(dataset: Dataset, source: str) -> None:
+def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem]]:
+    """The rows of a data set whose `image` cannot be read, and what is wrong with each."""
     raw = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
 
     def problem(row: int) -> str | None:
@@ -193,9 +358,12 @@ def _check_images(dataset: Dataset, source: str) -> None:
             return f"{name} ({error})".replace("\n", " ")
         return None
 
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         results = pool.map(problem, range(len(raw)), chunksize=64)
         for row, found in enumerate(tqdm(results, total=len(raw), desc="checking images", unit="image", leave=False)):
             if found is not None:
-                pool.shutdown(cancel_futures=True)
-                raise ValueError(f"`image[{row}]` of {source} must be an image that can be read, got {found}")
+                message = f"{where('image', row, source)} must be an image that can be read, got {found}"
+                yield row, ("image-unreadable", message)
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever asked may stop at the first
