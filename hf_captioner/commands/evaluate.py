@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .. import CaptionerProcessor, __version__
+from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
@@ -52,6 +53,10 @@ class Arguments:
     split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
     image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
+    format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
+    image_folder: str | None = field(
+        default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
+    )
     id_column: str | None = field(
         default=None, metadata={"help": "integer ids for captions.json: image_id if there is one, else row numbers"}
     )
@@ -85,7 +90,15 @@ def main(argv: list[str] | None = None) -> None:
         frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
 
     with state.main_process_first():
-        dataset = read_captions(args.data, args.split, args.image_column, args.caption_columns, check_images=False)
+        dataset = read_captions(
+            args.data,
+            args.split,
+            args.image_column,
+            args.caption_columns,
+            check_images=False,
+            format=args.format,
+            image_folder=args.image_folder,
+        )
     ids = image_ids(dataset, args.id_column)
     model, processor = read_captioner(args.model)
     model = model.to(state.device).eval()

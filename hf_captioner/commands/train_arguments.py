@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
 from .parsing import CommandParser, json_mapping, read_settings
 from .shipped import find_config
@@ -102,6 +103,10 @@ class DataArguments:
     eval_split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
     image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
+    format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
+    image_folder: str | None = field(
+        default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
+    )
     captions_per_image: int | None = field(default=None, metadata={"help": "drawn for each step; all by default"})
     check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
     feature_cache: str | None = field(

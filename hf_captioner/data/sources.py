@@ -22,6 +22,7 @@ TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "c
 CAPTION_FILES = ("metadata", "captions")  # names of the table in an image folder
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path", "img", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "raw", "txt")
+FORMAT_NAMES = ", ".join((*FORMATS, "table", "webdataset"))
 # Of webdataset shards: their keys of bookkeeping.
 _SHARD_COLUMNS = ("__key__", "__url__")
 
@@ -113,9 +114,8 @@ def open_source(
     Raises:
         InputError, FileNotFoundError: as [`load_captions`].
     """
-    known = (*FORMATS, "table", "webdataset")
-    if format is not None and format not in known:
-        raise InputError(f"`format` must be one of {', '.join(known)}, got {format!r}")
+    if format is not None and format not in FORMAT_NAMES.split(", "):
+        raise InputError(f"`format` must be one of {FORMAT_NAMES}, got {format!r}")
     if source.split(":")[0] == "shapes":
         return shapes_dataset(**_shapes_settings(source)), None
     path = Path(source)

@@ -3,6 +3,7 @@
 import base64
 import os
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,7 +189,7 @@ class CaptionerImageProcessor(ImageProcessorBackend):
     do_normalize = True
     do_convert_rgb = True
 
-    def fetch_images(self, images):
+    def fetch_images(self, images: Any) -> Any:
         """Paths, URLs and base64 text become images, a grey array (H, W) gets its channel."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
@@ -198,7 +199,13 @@ class CaptionerImageProcessor(ImageProcessorBackend):
             return images[None]
         return super().fetch_images(images)
 
-    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs):
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> Any:
         """One image -> (C, H, W), of the backend's type. Both backends call this for every image."""
         fractions = not isinstance(image, Image.Image) and "float" in str(image.dtype)
         if do_convert_rgb and not (fractions and kwargs.get("do_rescale") is False):
