@@ -38,16 +38,16 @@ class Arguments:
     captions: int = field(default=5, metadata={"help": "captions of an image in a training step"})
     tokens: int = field(default=14, metadata={"help": "tokens of a caption"})
     beams: int = field(default=5, metadata={"help": "beams of beam search"})
-    rounds: int = field(default=5, metadata={"help": "of which medians are taken"})
+    rounds: int = field(default=5, metadata={"help": "number of measurements, whose median is reported"})
     hidden_size: int = field(default=512, metadata={"help": "width of ViT and decoder"})
-    layers: int = field(default=6, metadata={"help": "of the ViT, and of the decoder"})
-    heads: int = field(default=8, metadata={"help": "of every attention"})
+    layers: int = field(default=6, metadata={"help": "number of layers of the ViT and of the decoder"})
+    heads: int = field(default=8, metadata={"help": "number of heads of every attention layer"})
     intermediate_size: int = field(default=2048, metadata={"help": "width of the feed-forward sublayers"})
     vocab_size: int = field(default=8000, metadata={"help": "tokens"})
     image_size: int = field(default=224, metadata={"help": "pixels of a side; patches have 16"})
     device: str = field(default="cpu", metadata={"help": "where to run"})
-    threads: int | None = field(default=None, metadata={"help": "of torch; all by default"})
-    small: bool = field(default=False, metadata={"help": "sizes that take a second, to try the script"})
+    threads: int | None = field(default=None, metadata={"help": "number of threads of torch; all cores by default"})
+    small: bool = field(default=False, metadata={"help": "tiny sizes, to try the command in about a second"})
     output: str | None = field(default=None, metadata={"help": "file to write the seconds of every round to, as JSON"})
 
 
@@ -99,7 +99,7 @@ def build(args: Arguments) -> dict[str, torch.nn.Module]:
 
 
 def train_step(model, optimizer, pixels: torch.Tensor, labels: torch.Tensor) -> None:
-    """One step on all captions (B, k, T) of the images; theirs knows one caption an image, so images are repeated."""
+    """One step on all captions (B, k, T) of the images; theirs takes one caption per image, so images are repeated."""
     model.train()
     if isinstance(model, VisionEncoderDecoderModel):
         pixels, labels = pixels.repeat_interleave(labels.shape[1], dim=0), labels.flatten(0, 1)

@@ -12,8 +12,8 @@ On several GPUs it is started by accelerate, in a clone with `training/evaluate_
 Several processes on CPUs are started with `torchrun --nproc_per_node 2` in place of `accelerate launch`.
 
 Writes `captions.json` in the COCO results format and `metrics.json`: all metrics, their 95 % bootstrap intervals over
-images, checks for a collapsed model, and what makes the numbers comparable. Interrupted, the same command goes on with
-the images that have no caption yet; finished, it measures the captions that are there.
+images, checks for a collapsed model, and the settings that comparisons need. If it was interrupted, the same command
+continues with the images that have no caption yet; after it has finished, it only computes the metrics again.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Arguments:
     model: str = field(metadata={"help": "folder of a trained captioner with its processor"})
     data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=200,seed=1"})
     output_dir: str = field(metadata={"help": "folder for captions.json and metrics.json"})
-    split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
+    split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
     image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
     format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
@@ -58,18 +58,29 @@ class Arguments:
         default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
     )
     id_column: str | None = field(
-        default=None, metadata={"help": "integer ids for captions.json: image_id if there is one, else row numbers"}
+        default=None,
+        metadata={"help": "column of integer ids for captions.json; by default image_id, or else row numbers"},
     )
-    num_beams: int | None = field(default=None, metadata={"help": "beams, by default the model's own"})
-    length_penalty: float | None = field(default=None, metadata={"help": "of beam search, by default the model's own"})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "longest caption, by default the model's own"})
+    num_beams: int | None = field(default=None, metadata={"help": "number of beams, by default the model's own"})
+    length_penalty: float | None = field(
+        default=None, metadata={"help": "exponent of the length in beam search, by default the model's own"}
+    )
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "maximum number of tokens, by default the model's own"}
+    )
     batch_size: int = field(default=32, metadata={"help": "images at a time in each process"})
-    num_workers: int = field(default=0, metadata={"help": "processes that prepare images, for each captioning one"})
-    metrics: list[str] = field(default_factory=lambda: list(ALL_METRICS), metadata={"help": "all by default"})
+    num_workers: int = field(
+        default=0, metadata={"help": "number of processes that load images, for each process that captions"}
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: list(ALL_METRICS), metadata={"help": "names of the metrics to compute, all by default"}
+    )
     per_image: bool = field(default=False, metadata={"help": "write the scores of each image as well"})
     document_frequency: str | None = field(
         default=None,
-        metadata={"help": "file that DocumentFrequency.save wrote; CIDEr counts the references by default"},
+        metadata={
+            "help": "file with precomputed document frequencies (DocumentFrequency.save); the references' by default"
+        },
     )
     clip_folder: str | None = field(default=None, metadata={"help": "folder of a CLIP model, for clip_score"})
 
@@ -83,7 +94,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> None:
     (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
-    # unless told that there is nothing but CPUs, accelerate takes several processes for one
+    # without `cpu=True` accelerate does not see that several CPU processes were started
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
     with refusing(OSError, ValueError, what="`document_frequency`: "):
@@ -149,8 +160,8 @@ def image_ids(dataset: Dataset, column: str | None) -> list[int]:
 
 def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor: CaptionerProcessor) -> dict:
     """
-    What the captions depend on, and what else makes metrics comparable. Captions of an earlier run are used again only
-    if all of it is the same.
+    The settings that determine the captions, and those that a comparison of metrics needs. Captions of an earlier run
+    are used again only if all of them are the same.
     """
     references = dataset["captions"][:]
     generation = model.generation_config
@@ -283,7 +294,7 @@ def versions() -> dict[str, str]:
 
 
 class Images:
-    """The images of a data set, read when they are asked for."""
+    """The images of a data set, decoded when they are accessed."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -307,7 +318,7 @@ def show(report: dict) -> None:
 
 
 def write_json(path: Path, content) -> None:
-    """A reader finds the old file or the new one, never a part."""
+    """Writes the file atomically: readers see the old file or the new one, never a part of it."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     os.replace(part, path)

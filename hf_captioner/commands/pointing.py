@@ -30,10 +30,10 @@ class Arguments:
     """What to measure on."""
 
     model: str = field(metadata={"help": "folder of a captioner trained on shapes"})
-    rows: int = field(default=500, metadata={"help": "images"})
-    seed: int = field(default=1, metadata={"help": "of the shapes; not the training set's"})
+    rows: int = field(default=500, metadata={"help": "number of images"})
+    seed: int = field(default=1, metadata={"help": "seed of the shapes; use another one than for training"})
     num_beams: int = field(default=1, metadata={"help": "beams of the captions"})
-    batch_size: int = field(default=50, metadata={"help": "images at once"})
+    batch_size: int = field(default=50, metadata={"help": "number of images processed at once"})
 
 
 def is_hit(weights: torch.Tensor, box: list[int], margin: float = 0) -> bool:
@@ -57,7 +57,10 @@ def named_objects(tokens: list[str], caption: str, row: dict) -> list[tuple[int,
 
 @torch.no_grad()
 def measure(model, processor, dataset, num_beams: int, batch_size: int) -> dict[str, float]:
-    """`exact_match`, `named` (words counted), `pointing` (share of hits), and with several layers each one's share."""
+    """
+    `exact_match`; `named`, the number of words that name a shape; `pointing`, the share of these words whose attention
+    peak lies in the object's box; for models with several layers also per layer.
+    """
     exact, named, hits = 0, 0, {}
     for start in tqdm(range(0, len(dataset), batch_size), desc="captioning", unit="batch"):
         rows = dataset[start : start + batch_size]

@@ -10,7 +10,8 @@ clone `training/train.py` stands for `-m hf_captioner.commands.train`:
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive \
         --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
 
-The usual two stages are two runs: the second goes on from the first one's folder and is rewarded for what it says.
+Captioners are usually trained in two stages, here two runs: the second starts from the first one's folder and is
+trained by reward.
 
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive_scst \
         --model outputs/flickr8k_rnn_additive --train_data ... --eval_data ...
@@ -88,7 +89,7 @@ def new_captioner(model_args: ModelArguments, captions: list[str]) -> tuple[PreT
 
 def check_agreement(config, tokenizer) -> None:
     """
-    Raises an `InputError` if ids differ between model and tokenizer, for such a captioner would train, and say
+    Raises an `InputError` if ids differ between model and tokenizer: training would run, but captions would be
     nonsense. The model may end captions with several tokens; the tokenizer's must be among them.
     """
     pairs = {
@@ -103,7 +104,7 @@ def check_agreement(config, tokenizer) -> None:
 
 
 def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
-    """The trainer's class, and what it needs beside the arguments that all have; `references` of the training set."""
+    """The trainer's class and the arguments that only this class takes; `references` are those of the training set."""
     if objective.objective == "cross_entropy":
         return CaptioningTrainer, {}
     with refusing(ValueError, what="`reward`: "):
@@ -118,7 +119,7 @@ def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
 
 
 def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
-    """The checkpoint to go on from; an earlier run is never overwritten by accident."""
+    """The checkpoint to resume from, or `None`. Refuses to overwrite an earlier run."""
     wanted, last = args.resume_from_checkpoint, None
     if args.do_train and Path(args.output_dir).is_dir():
         last = get_last_checkpoint(args.output_dir)

@@ -57,28 +57,33 @@ class ModelArguments:
         default=None, metadata={"help": "family of a new captioner, rnn_captioner by default"}
     )
     model_config: str | None = field(
-        default=None, metadata={"help": "fields of its configuration, as JSON; added to those of the settings file"}
+        default=None,
+        metadata={"help": "fields of its configuration, as a JSON object; they override those of the settings file"},
     )
     vision_model: str | None = field(
         default=None, metadata={"help": "folder or Hub name of pretrained vision weights for a new captioner"}
     )
     image_size: int | None = field(default=None, metadata={"help": "side of the square that images are resized to"})
-    freeze_vision: bool = field(default=False, metadata={"help": "leave the vision model as it is"})
-    vision_learning_rate: float | None = field(default=None, metadata={"help": "the others' learning rate by default"})
+    freeze_vision: bool = field(default=False, metadata={"help": "do not train the vision model"})
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the vision model's parameters; `learning_rate` by default"}
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "kind of a new captioner's tokenizer: word, the default, or bpe"}
     )
-    vocab_size: int | None = field(default=None, metadata={"help": "most tokens of a new tokenizer, 10000 by default"})
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "maximum number of tokens of a new tokenizer, 10000 by default"}
+    )
     min_frequency: int | None = field(
-        default=None, metadata={"help": "how often a word must occur to be kept, once by default"}
+        default=None, metadata={"help": "how often a word must occur to get into the vocabulary, once by default"}
     )
     max_new_tokens: int | None = field(
         default=None,
-        metadata={"help": "longest caption to generate, in tokens; a saved captioner's own, or 20, by default"},
+        metadata={"help": "maximum number of tokens of a caption; a saved captioner's own, or 20, by default"},
     )
     num_beams: int | None = field(
         default=None,
-        metadata={"help": "beams of the saved generation defaults; a saved captioner's own, or 3, by default"},
+        metadata={"help": "number of beams to save as the default; a saved captioner's own, or 3, by default"},
     )
 
     def __post_init__(self):
@@ -99,20 +104,28 @@ class DataArguments:
 
     train_data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=6000,seed=0"})
     eval_data: str = field(metadata={"help": "the same for evaluation"})
-    train_split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
-    eval_split: str | None = field(default=None, metadata={"help": "split of a data set with several"})
+    train_split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
+    eval_split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
     image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
     format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
     image_folder: str | None = field(
         default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
     )
-    captions_per_image: int | None = field(default=None, metadata={"help": "drawn for each step; all by default"})
+    captions_per_image: int | None = field(
+        default=None, metadata={"help": "how many to sample for each step; all by default"}
+    )
     check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
     feature_cache: str | None = field(
-        default=None, metadata={"help": "folder to keep a frozen vision model's features in, so that it runs once"}
+        default=None,
+        metadata={
+            "help": "folder for the features of a frozen vision model, which then runs once per image, not per epoch"
+        },
     )
-    num_samples: int = field(default=12, metadata={"help": "captions to write down after training"})
+    num_samples: int = field(
+        default=12,
+        metadata={"help": "number of evaluation images whose captions are written to samples.json after training"},
+    )
 
     def __post_init__(self):
         check_positive(self, "captions_per_image", "num_samples")
@@ -124,7 +137,9 @@ class ObjectiveArguments:
 
     objective: str = field(
         default="cross_entropy",
-        metadata={"help": "cross_entropy: the references' words; self_critical: captions that are worth much"},
+        metadata={
+            "help": "cross_entropy: likelihood of the reference captions; self_critical: reward of sampled captions"
+        },
     )
     reward: str | None = field(
         default=None,
@@ -132,10 +147,12 @@ class ObjectiveArguments:
     )
     reward_baseline: str | None = field(
         default=None,
-        metadata={"help": "self_critical: greedy, or leave_one_out, the other samples' mean and the default"},
+        metadata={
+            "help": "self_critical: greedy caption, or leave_one_out, the mean of the image's other samples (default)"
+        },
     )
     samples_per_image: int | None = field(
-        default=None, metadata={"help": "self_critical: captions drawn of an image, 5 by default"}
+        default=None, metadata={"help": "self_critical: number of captions sampled for each image, 5 by default"}
     )
 
     def __post_init__(self):
@@ -199,7 +216,9 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: S
     if args.remove_unused_columns:
         raise InputError("`remove_unused_columns` must be false, for images and captions would be removed, got True")
     if data_args.feature_cache is not None and not model_args.freeze_vision:
-        raise InputError("`feature_cache` needs `freeze_vision`: features of a model that learns do not stay")
+        raise InputError(
+            "`feature_cache` needs `freeze_vision`: the features of a vision model that is trained change"
+        )
     if not args.do_train:
         if model_args.model is None:
             raise InputError("`do_train` must be true unless `model` names a captioner to evaluate, got False")

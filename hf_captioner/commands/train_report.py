@@ -47,9 +47,9 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
 
 
 def write_training(folder: Path, argv: list[str], num_beams: int, data_args: DataArguments) -> None:
-    """`training.json`, what the card tells of the training beside the trainer's own files."""
+    """`training.json`: what the model card reports about training that is not in the Trainer's files."""
     names = [part.split("=")[0].replace("-", "_") for part in argv]  # --hub-token is "__hub_token"
-    secret = {place for place, name in enumerate(names) if name == "__hub_token"}  # nobody else's business
+    secret = {place for place, name in enumerate(names) if name == "__hub_token"}  # the token is secret
     secret |= {place + 1 for place in secret if "=" not in argv[place]}
     kept = [part for place, part in enumerate(argv) if place not in secret]
     command = ["accelerate", "launch", "training/train.py", *kept]

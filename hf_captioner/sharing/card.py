@@ -82,7 +82,7 @@ def license_of(card: Path) -> str:
 
 
 def hub_datasets(training: dict) -> list[str] | None:
-    """Sources that the Hub has: neither files nor generated."""
+    """The data sources that are data sets on the Hub, not local files or generated ones."""
     names = {training[name] for name in ("train_data", "eval_data") if training.get(name)}
     names = {name for name in names if name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix}
     return sorted(name for name in names if ":" not in name) or None
