@@ -50,7 +50,7 @@ class FeatureDataset(Dataset):
 
 def _fingerprint(dataset, vision_encoder, image_processor) -> str:
     """A hash of the weights, the preprocessing and the images: if one of them changes, so does it."""
-    digest = hashlib.sha256(b"features and grid")
+    digest = hashlib.sha256(f"features and grid of {vision_encoder.layer}".encode())
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -31,6 +31,9 @@ class CaptionerConfig(PreTrainedConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of any vision model that transformers has; a `dict` needs its `model_type`. That of a
             two-tower model (CLIP, SigLIP) is replaced by that of its vision tower. Defaults to `ResNetConfig()`.
+        vision_feature_layer (`int` or `list[int]`, *optional*):
+            Index of the vision model's `hidden_states` that become the regions, as in LLaVA; of several the channels
+            stand side by side, on one grid. Defaults to its `last_hidden_state`.
         vocab_size (`int`, defaults to 10000): Number of tokens.
         hidden_size (`int`, defaults to 512): Width of the decoder and of the word embeddings.
         dropout (`float`, defaults to 0.1): Probability of dropping a unit.
@@ -47,6 +50,7 @@ class CaptionerConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values", "encoder_last_hidden_state"]
 
     vision_config: dict | PreTrainedConfig | None = None
+    vision_feature_layer: int | list[int] | None = None
     vocab_size: int = 10000
     hidden_size: int = 512
     dropout: float | int = 0.1
@@ -113,6 +117,11 @@ class CaptionerConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    def validate_vision_feature_layer(self) -> None:
+        """A list of layers names at least one."""
+        if self.vision_feature_layer == []:
+            raise ValueError("`vision_feature_layer` must be an index, or at least one, got []")
 
     def validate_probabilities(self) -> None:
         """Dropout and label smoothing lie in [0, 1)."""

@@ -49,6 +49,10 @@ class RnnCaptionerConfig(CaptionerConfig):
             Width of keys and queries, by default `hidden_size`. `"general"` has none: its keys have the state's width.
         num_attention_heads (`int`, *optional*):
             Heads of `"multi_head"`, by default 8; they must divide `attention_size`. The others have one.
+        region_size (`int`, *optional*):
+            Width to which regions are brought before they are attended to, by layer normalisation, a linear layer,
+            ReLU and dropout. By default regions stay as the vision model made them.
+        region_dropout (`float`, *optional*): Dropout of these, by default `dropout`.
         context_mlp (`bool`, defaults to `False`): Whether the context vector goes through an MLP before the RNN.
         cell (`str`, defaults to `"lstm"`): `"lstm"` or `"gru"`.
         num_layers (`int`, defaults to 1):
@@ -79,6 +83,8 @@ class RnnCaptionerConfig(CaptionerConfig):
     attention_sampling: str = "soft"
     attention_size: int | None = None
     num_attention_heads: int | None = None
+    region_size: int | None = None
+    region_dropout: float | int | None = None
     context_mlp: bool = False
     cell: str = "lstm"
     num_layers: int = 1
@@ -91,6 +97,8 @@ class RnnCaptionerConfig(CaptionerConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.region_size is not None and self.region_dropout is None:
+            self.region_dropout = self.dropout
         used = self.alignment.fields if self.attends else ()
         defaults = {"attention_size": self.hidden_size, "num_attention_heads": _DEFAULT_HEADS}
         for name, default in defaults.items():
@@ -136,13 +144,18 @@ class RnnCaptionerConfig(CaptionerConfig):
         ignored = {name: getattr(self, name) for name in _ALIGNMENT_FIELDS if name not in used}
         if self.context_mlp and not self.attends:
             ignored["context_mlp"] = self.context_mlp
+        if self.region_size is None and not self.comes_from_file:
+            ignored["region_dropout"] = self.region_dropout
         for name, value in ignored.items():
             if value is not None:
-                raise ValueError(f"`{name}` must be left out: attention={self.attention!r} ignores it, got {value!r}")
+                raise ValueError(
+                    f"`{name}` must be left out: it has no effect with attention={self.attention!r} and "
+                    f"region_size={self.region_size}, got {value!r}"
+                )
 
     def validate_rnn_sizes(self) -> None:
         """Layers, widths and heads fit together."""
-        for name in ("num_layers", "num_attention_heads", "attention_size"):
+        for name in ("num_layers", "num_attention_heads", "attention_size", "region_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.num_attention_heads is not None and self.attention_size % self.num_attention_heads:
@@ -150,6 +163,8 @@ class RnnCaptionerConfig(CaptionerConfig):
                 f"`num_attention_heads` must divide `attention_size` ({self.attention_size}), "
                 f"got {self.num_attention_heads}"
             )
+        if self.region_dropout is not None and not 0 <= self.region_dropout < 1:
+            raise ValueError(f"`region_dropout` must be in [0, 1), got {self.region_dropout}")
         for name in ("doubly_stochastic_lambda", "reinforce_lambda", "entropy_lambda"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")

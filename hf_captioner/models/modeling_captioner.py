@@ -123,7 +123,8 @@ class CaptionerModel(CaptionerPreTrainedModel):
     row, that is per caption.
 
     A family sets the class attributes below. Its encoder takes `pixel_values`, `image_features`, `grid`,
-    `output_attentions` and `output_hidden_states`, and its output has `last_hidden_state` (B, L, D) and `grid`. Its
+    `output_attentions` and `output_hidden_states`, and its output has `last_hidden_state` (B, L, D) and `grid`; its
+    attribute `region_size` is D, and `vision_encoder` the [`VisionEncoder`]. Its
     decoder takes `decoder_input_ids` (N, T), the encoder's output, `decoder_attention_mask`, `past_key_values`,
     `output_attentions`, `output_hidden_states` and the family's options, and returns the fields of transformers'
     `BaseModelOutputWithPastAndCrossAttentions` and, if it likes, others, which `model_output_class` must have.
@@ -143,7 +144,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.encoder = self.encoder_class(config)
-        self.decoder = self.decoder_class(config, self.encoder.vision_encoder.width)
+        self.decoder = self.decoder_class(config, self.encoder.region_size)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

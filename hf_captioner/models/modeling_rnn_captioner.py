@@ -30,7 +30,7 @@ class RnnCaptionerEncoderOutput(BaseModelOutput):
     Everything that is computed from the image alone, once per image; it is not repeated for the image's rows.
 
     Args:
-        last_hidden_state: the vision model's regions (B, L, D).
+        last_hidden_state: the regions (B, L, D), brought to `region_size` channels if the configuration has one.
         grid: rows and columns (h, w) of the regions, L = h * w; `None` for features without a grid.
         projected_keys: (B, heads, L, A / heads); `None` without attention.
         projected_values: (B, heads, L, d); `None` without attention.
@@ -105,8 +105,18 @@ class RnnCaptionerEncoder(nn.Module):
     def __init__(self, config: RnnCaptionerConfig):
         super().__init__()
         self.config = config
-        self.vision_encoder = VisionEncoder(config.vision_config)
+        self.vision_encoder = VisionEncoder(config.vision_config, config.vision_feature_layer)
         width, hidden = self.vision_encoder.width, config.hidden_size
+        self.region_mlp = None
+        if config.region_size is not None:
+            self.region_mlp = nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, config.region_size),
+                nn.ReLU(),
+                nn.Dropout(config.region_dropout),
+            )
+            width = config.region_size
+        self.region_size = width
         if config.attends:
             self.region_projection = config.alignment.region_projection(config, width)
             self.initial_state = nn.Linear(width, config.num_layers * _NUM_STATES[config.cell] * hidden)
@@ -134,6 +144,8 @@ class RnnCaptionerEncoder(nn.Module):
                 width, or the grid does not fit them.
         """
         regions, grid = self.vision_encoder.regions(pixel_values, image_features, grid)
+        if self.region_mlp is not None:
+            regions = self.region_mlp(regions)
         mean = regions.mean(dim=1)
         output = RnnCaptionerEncoderOutput(last_hidden_state=regions, grid=grid)
         if self.config.attends:

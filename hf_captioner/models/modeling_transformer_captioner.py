@@ -269,8 +269,8 @@ class TransformerCaptionerEncoder(nn.Module):
         super().__init__()
         self.config = config
         hidden = config.hidden_size
-        self.vision_encoder = VisionEncoder(config.vision_config)
-        width = hidden if config.encoder_layers else self.vision_encoder.width
+        self.vision_encoder = VisionEncoder(config.vision_config, config.vision_feature_layer)
+        self.region_size = width = hidden if config.encoder_layers else self.vision_encoder.width
         self.region_projection = nn.Linear(self.vision_encoder.width, hidden) if config.encoder_layers else None
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(

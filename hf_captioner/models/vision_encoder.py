@@ -52,7 +52,35 @@ def _token_stride(config: PreTrainedConfig, model: nn.Module) -> tuple[int, int]
     return tuple(side * 2**merges for side in _pair(patch))
 
 
-def probe_layout(config: PreTrainedConfig) -> VisionLayout:
+def _chosen_layers(model: nn.Module, pixel_values: torch.Tensor, layer: int | list[int] | None) -> torch.Tensor | None:
+    """
+    `last_hidden_state`, or the chosen ones of `hidden_states`, their channels side by side.
+
+    Raises:
+        ValueError: if there is no such layer, or several have different grids.
+    """
+    if layer is None:
+        return getattr(model(pixel_values=pixel_values), "last_hidden_state", None)
+    states = getattr(model(pixel_values=pixel_values, output_hidden_states=True), "hidden_states", None)
+    if states is None:
+        return None
+    layers = [layer] if isinstance(layer, int) else layer
+    for index in layers:
+        if not -len(states) <= index < len(states):
+            raise ValueError(
+                f"`vision_feature_layer` must be between {-len(states)} and {len(states) - 1}, because the vision "
+                f"model has {len(states)} hidden states, got {index}"
+            )
+    chosen = [states[index] for index in layers]
+    channels = 1 if chosen[0].ndim == 4 else 2
+    grids = {tuple(size for axis, size in enumerate(state.shape) if axis != channels) for state in chosen}
+    if len(grids) > 1:
+        shapes = ", ".join(f"{index}: {tuple(state.shape[1:])}" for index, state in zip(layers, chosen, strict=True))
+        raise ValueError(f"`vision_feature_layer` must name hidden states of one grid, got {shapes}")
+    return torch.cat(chosen, dim=channels)
+
+
+def probe_layout(config: PreTrainedConfig, layer: int | list[int] | None = None) -> VisionLayout:
     """
     Runs a vision model of this configuration forward and backward on the meta device, where tensors have shapes but no
     data.
@@ -61,8 +89,12 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
     contribute to `last_hidden_state` (DistributedDataParallel fails if such parameters are trainable). The width is
     read from the output's shape, the unused parameters from which gradients are missing.
 
+    Args:
+        config: of the vision model.
+        layer: which of its hidden states are the regions; its `last_hidden_state` if `None`.
+
     Raises:
-        ValueError: if the model does not return feature maps or a grid of tokens.
+        ValueError: if the model does not return feature maps or a grid of tokens, or has no such layer.
     """
     config = copy.deepcopy(config)
     use_eager_attention(config)
@@ -74,9 +106,10 @@ def probe_layout(config: PreTrainedConfig) -> VisionLayout:
                 f"`vision_config` must be of a model that takes `pixel_values`, got model_type {config.model_type!r}"
             )
         pixels = torch.empty(2, getattr(config, "num_channels", 3), height, width)
-        output = getattr(model(pixel_values=pixels), "last_hidden_state", None)
+        output = _chosen_layers(model, pixels, layer)
         if output is None or output.ndim not in (3, 4):
-            raise ValueError(f"`vision_config` of type {config.model_type!r} gives no regions (`last_hidden_state`)")
+            name = "last_hidden_state" if layer is None else "hidden_states"
+            raise ValueError(f"`vision_config` of type {config.model_type!r} gives no regions (`{name}`)")
         # Only the autograd graph matters here: on the meta device gradients have no values.
         output.sum().backward()
     unused = frozenset(name for name, parameter in model.named_parameters() if parameter.grad is None)
@@ -126,14 +159,17 @@ class VisionEncoder(nn.Module):
 
     Args:
         config: configuration of any transformers vision model.
+        layer: index, or indices, of the model's `hidden_states` that become the regions, the channels of several side
+            by side; its `last_hidden_state` if `None`.
 
     Attributes:
-        width: channels of a region (D).
+        width: channels of a region (D), of all layers together.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig, layer: int | list[int] | None = None):
         super().__init__()
-        layout = probe_layout(config)
+        layout = probe_layout(config, layer)
+        self.layer = layer
         self.width = layout.width
         self.num_channels = getattr(config, "num_channels", 3)
         self._layout = layout
@@ -191,7 +227,7 @@ class VisionEncoder(nn.Module):
             raise ValueError(
                 f"`pixel_values` must be (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
             )
-        output = self.model(pixel_values=pixel_values).last_hidden_state
+        output = _chosen_layers(self.model, pixel_values, self.layer)
         if output.ndim == 4:
             return output.flatten(2).transpose(1, 2), tuple(output.shape[2:])
         regions = output[:, self._layout.num_prefix_tokens :]

@@ -157,3 +157,18 @@ def test_attention_is_a_distribution_over_regions():
 def test_bad_input_is_named(inputs, message):
     with pytest.raises(ValueError, match=message):
         tiny_model()(**inputs)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_regions_of_another_width_equal_the_equations(attention):
+    model = tiny_model(attention=attention, region_size=10, region_dropout=0.4)
+    images, tokens = random_images(), torch.randint(0, 40, (6, 5), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        logits = model(pixel_values=images, decoder_input_ids=tokens).logits
+        regions, _ = model.vision_encoder(images)
+        for row in range(6):
+            torch.testing.assert_close(logits[row], row_logits(model, regions[row // 2], tokens[row].tolist())[0])
+    features = model.train().get_encoder()(image_features=regions)
+    dropped = (features.last_hidden_state == 0).double().mean()
+    kept = (model.eval().get_encoder()(image_features=regions).last_hidden_state == 0).double().mean()
+    assert abs((dropped - kept) / (1 - kept) - 0.4) < 0.1

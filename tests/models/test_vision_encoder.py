@@ -1,5 +1,7 @@
 """Every vision model type gives regions, trains and generates, with no parameter left without a gradient."""
 
+import copy
+
 import huggingface_hub
 import pytest
 import torch
@@ -152,7 +154,7 @@ def test_a_model_without_regions_is_refused():
 
 def test_from_vision_pretrained_in_half_precision(tmp_path):
     """The folder's weights, in the captioner's type whatever the folder's."""
-    theirs = MobileNetV2Model(VISION["mobilenet_v2"][0]).half()
+    theirs = MobileNetV2Model(copy.deepcopy(VISION["mobilenet_v2"][0])).half()
     theirs.save_pretrained(tmp_path)
     config = tiny_config()
     model = RnnCaptionerForConditionalGeneration.from_vision_pretrained(tmp_path, config)
@@ -272,3 +274,56 @@ def test_batch_norms_learn_when_they_are_trainable():
     assert norms and all(norm.training for norm in norms)
     model.freeze_vision()
     assert not any(norm.training for norm in norms)
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_chosen_layers_stand_side_by_side(name):
+    """Against the hidden states themselves, patch by patch; what lies behind the chosen ones is frozen."""
+    config, grid, prefix = VISION[name]
+    torch.manual_seed(0)
+    model = VisionEncoder(config).eval().model
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        states = model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    last = len(states) - 1
+    fitting = [index for index, state in enumerate(states) if state.shape[2:] == states[last].shape[2:]]
+    if states[last].ndim == 3:  # of hierarchical transformers only the last stage fills the grid
+        fitting = [index for index, state in enumerate(states) if state.shape[1] == prefix + grid[0] * grid[1]]
+    assert last in fitting
+    for layers in (-1, fitting[0], [fitting[0], -1]):
+        torch.manual_seed(0)
+        encoder = VisionEncoder(config, layers).eval()
+        with torch.no_grad():
+            regions, found = encoder(pixels)
+        chosen = [states[index] for index in ([layers] if isinstance(layers, int) else layers)]
+        for place in range(found[0] * found[1]):
+            row, column = divmod(place, found[1])
+            expected = torch.cat(
+                [state[:, :, row, column] if state.ndim == 4 else state[:, prefix + place] for state in chosen], dim=-1
+            )
+            torch.testing.assert_close(regions[:, place], expected)
+        assert regions.shape[-1] == encoder.width
+    early = VisionEncoder(config, fitting[0])
+    early(pixels)[0].sum().backward()
+    assert [n for n, p in early.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+
+
+def test_layers_that_there_are_not_or_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="vision_feature_layer.*between -3 and 2.*got 3"):
+        VisionEncoder(VISION["vit"][0], 3)
+    with pytest.raises(ValueError, match="vision_feature_layer.*one grid.*0.*-1"):
+        VisionEncoder(VISION["convnext"][0], [0, -1])
+
+
+@pytest.mark.parametrize("system", ["additive", "cnn_transformer", "vit_transformer"])
+def test_a_captioner_of_other_layers_is_saved_and_loaded(tmp_path, system):
+    layers = [-2, -1] if system == "vit_transformer" else -1
+    model = tiny_model(**{**SYSTEMS[system], "vision_feature_layer": layers})
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert loaded.config.vision_feature_layer == layers
+    pixels, labels = torch.randn(3, 3, 32, 32), random_labels()
+    expected = model(pixel_values=pixels, labels=labels)
+    torch.testing.assert_close(loaded(pixel_values=pixels, labels=labels).loss, expected.loss)
+    features, _ = model.vision_encoder(pixels)
+    torch.testing.assert_close(loaded(image_features=features, labels=labels).loss, expected.loss)

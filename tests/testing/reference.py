@@ -85,6 +85,11 @@ def rnn_row_logits(model, regions: torch.Tensor, tokens: list[int]):
     """As [`row_logits`]."""
     config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
     states_per_layer = 2 if config.cell == "lstm" else 1
+    if config.region_size is not None:
+        norm, linear, *_ = encoder.region_mlp
+        centred = regions - regions.mean(1, keepdim=True)
+        scaled = centred / torch.sqrt((centred**2).mean(1, keepdim=True) + norm.eps)
+        regions = torch.relu((scaled * norm.weight + norm.bias) @ linear.weight.T + linear.bias)
     mean = regions.mean(0)
     embed = decoder.embed_tokens.weight
     zeros = [tuple(torch.zeros(config.hidden_size) for _ in range(states_per_layer)) for _ in range(config.num_layers)]
