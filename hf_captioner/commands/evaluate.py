@@ -42,6 +42,9 @@ from . import run
 from .inputs import read_captioner, read_captions, refusing
 from .parsing import CommandParser
 
+# What reads and resizes images, runs the model and makes words of its tokens: captions can change with their versions.
+CAPTION_VERSIONS = ("hf_captioner", "torch", "transformers", "tokenizers", "pillow", "torchvision")
+
 
 @dataclass
 class Arguments:
@@ -180,7 +183,7 @@ def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor
         "max_new_tokens": generation.max_new_tokens,
         "generation_config": {k: v for k, v in generation.to_dict().items() if k != "transformers_version"},
         "processor_sha256": processor_sha256(processor),
-        "versions": {name: versions()[name] for name in ("hf_captioner", "torch", "transformers")},
+        "versions": {name: versions()[name] for name in CAPTION_VERSIONS},
     }
 
 
@@ -285,7 +288,8 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "hf_captioner": __version__}
-    for name in ("torch", "transformers", "accelerate", "numpy", "nltk", "pycocoevalcap"):
+    libraries = ("torch", "transformers", "tokenizers", "pillow", "torchvision", "accelerate", "numpy", "nltk")
+    for name in (*libraries, "pycocoevalcap"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

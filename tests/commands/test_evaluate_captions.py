@@ -179,6 +179,15 @@ def test_captions_of_another_preprocessing_are_not_mixed_in(script, model_folder
         run(script, tmp_path / "model", tmp_path / "out")
 
 
+@pytest.mark.parametrize("library", ["torch", "transformers", "tokenizers", "pillow"])
+def test_captions_of_other_versions_are_not_mixed_in(script, model_folder, tmp_path, monkeypatch, library):
+    run(script, model_folder, tmp_path)
+    installed = evaluate.versions()
+    monkeypatch.setattr(evaluate, "versions", lambda: installed | {library: "0.0.1"})
+    with pytest.raises(ValueError, match=f"`output_dir` must be new .* versions = .*'{library}': '0.0.1'"):
+        run(script, model_folder, tmp_path)
+
+
 def test_ids_and_scores_of_each_image(script, model_folder, tmp_path):
     rows = []
     for number in range(3):
