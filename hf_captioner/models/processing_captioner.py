@@ -35,7 +35,7 @@ class CaptionerProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["pixel_values", "decoder_input_ids", "labels"]
+        return ["pixel_values", "decoder_input_ids", "decoder_attention_mask", "labels"]
 
     def __call__(
         self,

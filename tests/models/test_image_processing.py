@@ -281,7 +281,10 @@ def assert_same_pixels(ours, theirs, image: Image.Image, **settings) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_pixels_are_those_of_the_source_processor(tmp_path, name):
     kind, settings = SOURCES[name]
-    theirs = source(kind, **settings)
+    try:
+        theirs = source(kind, **settings)
+    except ImportError as error:  # SegFormer's in transformers 5.17
+        pytest.skip(f"without torchvision this version of transformers has none for {name}: {error}")
     theirs.save_pretrained(tmp_path)
     ours = CaptionerImageProcessor.from_vision_pretrained(tmp_path)
     side = ours.size["height"]

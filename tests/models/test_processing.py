@@ -90,6 +90,7 @@ def test_prompts_of_different_lengths_are_padded_on_the_left(processor):
         [pad] * 3 + [start],
     ]
     assert batch["decoder_attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
+    assert set(batch) <= set(processor.model_input_names)
     assert set(processor(text=["a", "a"])) == {"decoder_input_ids"}
 
 

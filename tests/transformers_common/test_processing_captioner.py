@@ -30,7 +30,9 @@ class CaptionerProcessorTestMixin(ProcessorTesterMixin):
 
     def test_model_input_names(self):
         processor = CaptionerProcessor.from_pretrained(self.tmpdirname)
-        inputs = processor(images=self.prepare_images_inputs(), text="lower", text_target="newer", return_tensors="pt")
+        # The mask is there only for prompts of different lengths.
+        images, prompts = self.prepare_images_inputs(batch_size=2), ["lower", "lower newer"]
+        inputs = processor(images=images, text=prompts, text_target=["newer", "older"], return_tensors="pt")
         self.assertEqual(list(inputs), processor.model_input_names)
 
 
