@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 demands torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .checkpoints import PHOTOGRAPHS
 from .models.configuration_rnn_captioner import RnnCaptionerConfig
 from .models.configuration_transformer_captioner import TransformerCaptionerConfig
 from .models.image_processing_captioner import CaptionerImageProcessor
@@ -36,7 +37,11 @@ for _config, _model in (
     AutoProcessor.register(_config, CaptionerProcessor)
 
 PIPELINE_REGISTRY.register_pipeline(
-    TASK, ImageCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+    TASK,
+    ImageCaptioningPipeline,
+    pt_model=AutoModelForImageTextToText,
+    default={"model": (PHOTOGRAPHS, "main")},
+    type="multimodal",
 )
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def test_python(code, quickstart):
 
 
 def test_what_is_shown_as_code_is_there():
-    assert len(PYTHON) == 5 and len(COMMANDS) == 11
+    assert len(PYTHON) == 5 and len(COMMANDS) == 12
 
 
 @pytest.mark.parametrize("command", COMMANDS)

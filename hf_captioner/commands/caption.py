@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList, pipeline
 from transformers.utils.logging import disable_progress_bar
 from typer import Argument, Option
 
+from ..checkpoints import PHOTOGRAPHS
 from ..data.caption_files import check_suffix, text_cells, text_writer
 from ..data.caption_store import CaptionStore, Existing
 from ..data.image_files import ImageFile, ImageFiles, read_ahead
@@ -49,7 +50,10 @@ def caption(
             "with images or with paths relative to the table, or - for such paths from standard input, one a line.",
         ),
     ],
-    model: Annotated[str | None, Option(help="Folder or Hub name of a captioner.")] = None,
+    model: Annotated[
+        str,
+        Option(help="Folder or Hub name of a captioner.", show_default="the captioner of photographs in the package"),
+    ] = PHOTOGRAPHS,
     output: Annotated[
         Path | None,
         Option(metavar="F.txt|.jsonl|.csv|.parquet", help="File for the captions instead of standard output."),
@@ -77,7 +81,7 @@ def caption(
     Caption images, whatever they are given as.
 
     \b
-    hf-captioner caption photo.jpg --model outputs/quickstart
+    hf-captioner caption photo.jpg
     hf-captioner caption photos --model outputs/quickstart --output captions.jsonl
     hf-captioner caption "photos/*.jpg" table.csv --model outputs/quickstart --output captions.parquet --num-beams 3
     hf-captioner caption photos --model outputs/quickstart --sidecar --existing append --max-words 8
@@ -90,11 +94,6 @@ def caption(
     was stopped goes on where it was when it is started again; until it is through, its rows are in F.progress, or
     with text files alone in .captions.progress beside the first image.
     """
-    if model is None:
-        raise InputError(
-            "`--model` must be the folder or Hub name of a captioner, got none: this version comes without one; "
-            "`hf-captioner train --config quickstart` trains one in minutes"
-        )
     if output is not None:
         check_suffix(output)
     settings = Settings(model, prompt, num_beams, max_words, min_score, words, existing.value)

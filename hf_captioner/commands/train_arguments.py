@@ -1,6 +1,7 @@
 """The settings of `train`: three groups of our own, and transformers' `Seq2SeqTrainingArguments`."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,8 @@ from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
 from .parsing import CommandParser, json_mapping, read_settings
 from .shipped import find_config
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_without_effect(arguments, names, when: str) -> None:
@@ -201,6 +204,8 @@ def parse_arguments(
     )
     settings = {} if given.config is None else read_settings(find_config(given.config), parser)
     if given.model is not None and "model" not in settings:
+        if dropped := [name for name in settings if name in NEW_CAPTIONER]:
+            logger.warning("`model` stands in place of %s in %s", ", ".join(dropped), given.config)
         settings = {name: value for name, value in settings.items() if name not in NEW_CAPTIONER}
     parser.set_defaults(**settings)
     model_args, data_args, objective, args, _ = parser.parse(argv)

@@ -20,16 +20,32 @@ IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "f
 _TOKEN_LINE = re.compile(r"(?P<name>.+)#\d+\t(?P<caption>.*)")
 
 
+# What is wrong with a row: its kind, as `validate` reports it, and a text with the place, the rule and the value.
+Problem = tuple[str, str]
+# What readers do with it. A loader refuses the first one; whoever collects them lets the reader go on without the row.
+Report = Callable[[Problem], None]
+
+
+def refuse(problem: Problem) -> None:
+    """
+    Raises:
+        InputError: in any case.
+    """
+    raise InputError(problem[1])
+
+
 @dataclass(frozen=True)
 class Format:
     """
     Attributes:
         recognises: whether a file or folder has this format, from its name and the beginning of its content.
         read: its rows, of one split where it has several.
+        has_splits: whether it may have several.
     """
 
     recognises: Callable[[Path], bool]
-    read: Callable[[Path, str | None], list[dict[str, Any]]]
+    read: Callable[[Path, str | None, Report], list[dict[str, Any]]]
+    has_splits: bool = False
 
 
 def read_text(path: Path) -> str:
@@ -76,7 +92,7 @@ def _field(record: Any, name: str, kind: type | tuple[type, ...], where: str) ->
     return value
 
 
-def read_coco(path: Path, split: str | None) -> list[dict[str, Any]]:
+def read_coco(path: Path, split: str | None, report: Report = refuse) -> list[dict[str, Any]]:
     """COCO's `captions_*.json` (Chen et al. 2015): `images`, and `annotations` that belong to them by `image_id`."""
     content = read_json(path)
     rows: dict[Any, dict] = {}
@@ -90,12 +106,16 @@ def read_coco(path: Path, split: str | None) -> list[dict[str, Any]]:
         where = f"annotations[{place}] of {path}"
         number = _field(annotation, "image_id", (int, str), where)
         if number not in rows:
-            raise InputError(f"`image_id` of {where} must be one of `images`, got {number!r}")
-        rows[number]["captions"].append(_field(annotation, "caption", str, where))
+            report(("row-unreadable", f"`image_id` of {where} must be one of `images`, got {number!r}"))
+        elif not isinstance(annotation.get("caption"), str):
+            message = f"`caption` of {where} must be text, got {annotation.get('caption')!r}"
+            report(("caption-not-text", message))
+        else:
+            rows[number]["captions"].append(annotation["caption"])
     return list(rows.values())
 
 
-def read_karpathy(path: Path, split: str | None) -> list[dict[str, Any]]:
+def read_karpathy(path: Path, split: str | None, report: Report = refuse) -> list[dict[str, Any]]:
     """
     Karpathy and Fei-Fei's `dataset_*.json` (2015): `images` with `filename`, `split` and `sentences`. Several splits
     are joined by plus signs, as in `"train+restval"`.
@@ -124,7 +144,7 @@ def _grouped(pairs: Iterator[tuple[str, str]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def read_flickr_token(path: Path, split: str | None) -> list[dict[str, Any]]:
+def read_flickr_token(path: Path, split: str | None, report: Report = refuse) -> list[dict[str, Any]]:
     """`Flickr8k.token.txt` and `results_20130124.token`: lines of `name.jpg#0`, a tab and a caption."""
 
     def pairs():
@@ -133,7 +153,9 @@ def read_flickr_token(path: Path, split: str | None) -> list[dict[str, Any]]:
                 continue
             match = _TOKEN_LINE.fullmatch(line)
             if match is None:
-                raise InputError(f"line {number} of {path} must be name.jpg#0, a tab and a caption, got {line[:80]!r}")
+                message = f"line {number} of {path} must be name.jpg#0, a tab and a caption, got {line[:80]!r}"
+                report(("row-unreadable", message))
+                continue
             # The published file of Flickr8k has captions of a "....jpg.1" that is no image.
             if match["name"].lower().endswith(IMAGE_SUFFIXES):
                 yield match["name"], match["caption"]
@@ -141,7 +163,7 @@ def read_flickr_token(path: Path, split: str | None) -> list[dict[str, Any]]:
     return _grouped(pairs())
 
 
-def read_flickr_csv(path: Path, split: str | None) -> list[dict[str, Any]]:
+def read_flickr_csv(path: Path, split: str | None, report: Report = refuse) -> list[dict[str, Any]]:
     """Flickr8k's and Flickr30k's `captions.txt`: comma-separated with the header `image,caption`."""
     reader = csv.reader(read_text(path).splitlines()[1:], strict=True)
 
@@ -151,7 +173,10 @@ def read_flickr_csv(path: Path, split: str | None) -> list[dict[str, Any]]:
                 if not cells:
                     continue
                 if len(cells) < 2:
-                    raise InputError(f"line {number} of {path} must be an image and a caption, got {cells!r}")
+                    report(
+                        ("row-unreadable", f"line {number} of {path} must be an image and a caption, got {cells!r}")
+                    )
+                    continue
                 yield cells[0], ",".join(cells[1:])  # some captions have commas and no quotes
         except csv.Error as error:
             raise InputError(f"line {reader.line_num + 1} of {path} must be comma-separated text ({error})") from error
@@ -164,21 +189,27 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def read_texts_beside(folder: Path, split: str | None) -> list[dict[str, Any]]:
+def read_texts_beside(folder: Path, split: str | None, report: Report = refuse) -> list[dict[str, Any]]:
     """A folder of images with a `.txt` beside each, one caption a line."""
     rows = []
     for image in images_below(folder):
         text = image.with_suffix(".txt")
         if not text.is_file():
-            raise InputError(f"every image of {folder} must have a text beside it, got {image} without {text.name}")
-        captions = [line.strip() for line in read_text(text).splitlines() if line.strip()]
+            message = f"every image of {folder} must have a text beside it, got {image} without {text.name}"
+            report(("caption-missing", message))
+            continue
+        try:
+            captions = [line.strip() for line in read_text(text).splitlines() if line.strip()]
+        except InputError as error:
+            report(("caption-empty", str(error)))
+            continue
         rows.append({"file_name": image.relative_to(folder).as_posix(), "captions": captions})
     return rows
 
 
 # In the order in which they are tried.
 FORMATS = {
-    "karpathy": Format(lambda path: _is_json(path, "images", "sentences"), read_karpathy),
+    "karpathy": Format(lambda path: _is_json(path, "images", "sentences"), read_karpathy, has_splits=True),
     "coco": Format(lambda path: _is_json(path, "images", "annotations"), read_coco),
     "flickr_token": Format(
         lambda path: path.suffix in (".txt", ".token") and bool(_TOKEN_LINE.fullmatch(_first_line(path))),

@@ -1,5 +1,8 @@
 """Where images and captions come from: one function, one shape of data set."""
 
+import csv
+import io
+import json
 import posixpath
 import re
 import tarfile
@@ -9,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, DatasetDict, Image, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from .formats import FORMATS, find_images, read_text
+from .formats import FORMATS, Problem, Report, find_images, read_text, refuse
 from .shapes import shapes_dataset
 
 TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
@@ -67,27 +70,29 @@ def load_captions(
     dataset, folder = open_source(source, split, format, image_folder)
     image_column, caption_columns = find_columns(dataset, source, image_column, caption_columns)
     captions, problems = collect_captions(dataset, source, caption_columns)
-    _refuse(problems)
+    _refuse_any(problems)
     paths = image_paths(dataset, source, image_column)
     if paths is not None:
         if folder is None:
             raise InputError(f"`{image_column}` of {source} must hold images, got paths: {paths[0]!r}")
-        _refuse(path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths))
+        _refuse_any(path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths))
         dataset, captions, paths = _merge_rows_of_an_image(dataset, captions, paths)
-    taken = {*caption_columns, "captions"}
-    dataset = dataset.remove_columns([column for column in dataset.column_names if column in taken])
-    dataset = dataset.add_column("captions", captions, feature=List(Value("string")))
+    replaced = {*caption_columns, "captions"} | ({image_column} if paths is not None else set())
+    kept = [column for column in dataset.column_names if column not in replaced]
+    feature = List(Value("string"))
+    if kept:
+        dataset = dataset.select_columns(kept).add_column("captions", captions, feature=feature)
+    else:  # a data set without columns has no rows either
+        dataset = Dataset.from_dict({"captions": captions}, features=Features({"captions": feature}))
     if paths is not None and folder is not None:
-        absolute = [str((folder.resolve() / path).resolve()) for path in paths]
-        if image_column == "image":
-            dataset = dataset.remove_columns("image")
-            dataset = dataset.add_column("file_name", paths) if "file_name" not in dataset.column_names else dataset
-        dataset = dataset.add_column("image", absolute)
+        if image_column in ("image", "file_name") and "file_name" not in kept:
+            dataset = dataset.add_column("file_name", paths)
+        dataset = dataset.add_column("image", [str((folder.resolve() / path).resolve()) for path in paths])
     elif image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     dataset = dataset.cast_column("image", Image())
     if check_images:
-        _refuse(problem for _, problem in image_problems(dataset, source))
+        _refuse_any(problem for _, problem in image_problems(dataset, source))
     return dataset
 
 
@@ -95,18 +100,18 @@ def where(column: str, row: int, source: str) -> str:
     return f"`{column}[{row}]` of {source}"
 
 
-# What is wrong with a row: its kind, as `validate` reports it, and a text with the place, the rule and the value.
-Problem = tuple[str, str]
-
-
-def _refuse(problems: Iterable[Problem | None]) -> None:
+def _refuse_any(problems: Iterable[Problem | None]) -> None:
     for problem in problems:
         if problem is not None:
-            raise InputError(problem[1])
+            refuse(problem)
 
 
 def open_source(
-    source: str, split: str | None = None, format: str | None = None, image_folder: str | None = None
+    source: str,
+    split: str | None = None,
+    format: str | None = None,
+    image_folder: str | None = None,
+    report: Report = refuse,
 ) -> tuple[Dataset, Path | None]:
     """
     The raw table of a source, and the folder that its paths are relative to; `None` for images from elsewhere.
@@ -123,28 +128,32 @@ def open_source(
         if path.is_absolute() or source.startswith((".", "~")) or path.suffix in (*TABLE_LOADERS, ".tar"):
             raise FileNotFoundError(f"`source` does not exist: {source}")
         return _pick_split(_loaded(source, load_dataset, source), source, split), None
-    dataset, folder = _open_path(path, split, format, image_folder)
+    dataset, folder = _open_path(path, split, format, image_folder, report)
     if not len(dataset):
         raise InputError(f"`source` must have at least one row, got none in {source}")
     return dataset, folder
 
 
-def _open_path(path: Path, split: str | None, format: str | None, image_folder: str | None) -> tuple[Dataset, Path]:
+def _open_path(
+    path: Path, split: str | None, format: str | None, image_folder: str | None, report: Report
+) -> tuple[Dataset, Path]:
     home = path if path.is_dir() else path.parent
     given = home if image_folder is None else find_images(path, "", image_folder)
     if format not in (None, "table", "webdataset"):
-        return _open_format(path, split, format, image_folder)
+        return _open_format(path, split, format, image_folder, report)
     if format is None and path.is_file():
         for name, candidate in FORMATS.items():
             if candidate.recognises(path):
-                return _open_format(path, split, name, image_folder)
+                return _open_format(path, split, name, image_folder, report)
     shards = sorted(path.rglob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
     if format == "webdataset" or (path.is_file() and shards):
+        _without_splits(path, split)
         return _read_shards(path, shards), given
     if path.is_file():
+        _without_splits(path, split)
         if path.suffix not in TABLE_LOADERS:
             raise InputError(f"`source` must be a table ({', '.join(TABLE_LOADERS)}), got {path}")
-        return _read_table([path]), given
+        return _read_table([path], report), given
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _pick_split(_loaded(str(path), load_from_disk, str(path)), str(path), split), given
     for name in CAPTION_FILES:
@@ -153,22 +162,34 @@ def _open_path(path: Path, split: str | None, format: str | None, image_folder: 
             if table.is_file():
                 for kind, candidate in FORMATS.items():
                     if format is None and candidate.recognises(table):
-                        return _open_format(table, split, kind, image_folder)
-                return _read_table([table]), given
+                        return _open_format(table, split, kind, image_folder, report)
+                _without_splits(path, split)
+                return _read_table([table], report), given
     if parquet := sorted(path.rglob("*.parquet")):
-        return _read_table(parquet), given
+        _without_splits(path, split)
+        return _read_table(parquet, report), given
     if shards:
+        _without_splits(path, split)
         return _read_shards(path, shards), given
     if format is None and FORMATS["text_files"].recognises(path):
-        return _open_format(path, split, "text_files", image_folder)
+        return _open_format(path, split, "text_files", image_folder, report)
     raise InputError(
         "`source` must hold a table named metadata.* or captions.*, Parquet files, tar shards, a saved data set, or "
         f"images with a .txt beside each, got {path}"
     )
 
 
-def _open_format(path: Path, split: str | None, name: str, image_folder: str | None) -> tuple[Dataset, Path]:
-    rows = FORMATS[name].read(path, split)
+def _without_splits(path: Path, split: str | None) -> None:
+    if split is not None:
+        raise InputError(f"`split` must be left out, for {path} has no splits, got {split!r}")
+
+
+def _open_format(
+    path: Path, split: str | None, name: str, image_folder: str | None, report: Report
+) -> tuple[Dataset, Path]:
+    if not FORMATS[name].has_splits:
+        _without_splits(path, split)
+    rows = FORMATS[name].read(path, split, report)
     if not rows:
         raise InputError(f"`source` must have at least one row, got none in {path}")
     folder = find_images(path, rows[0]["file_name"], image_folder)
@@ -194,19 +215,63 @@ def _loaded(source: str, load, *args, **kwargs):
         ) from error
 
 
-def _read_table(paths: list[Path]) -> Dataset:
+def _read_table(paths: list[Path], report: Report) -> Dataset:
     kind = TABLE_LOADERS[paths[0].suffix]
     options: dict[str, Any] = {}
     if kind != "parquet":
-        for path in paths:
-            text = read_text(path)  # whose errors are plainer than those of the readers below
-            if kind == "csv" and len(text.strip().splitlines()) < 2:
-                raise InputError(f"`source` must have at least one row, got none in {path}")
+        (path,) = paths
+        text = read_text(path)  # whose errors are plainer than those of the readers below
+        if path.suffix == ".jsonl":
+            rows = _json_lines(path, text, report)
+            if rows is not None:
+                return Dataset.from_list(rows)
     if kind == "csv":
-        # "NA" and "null" are texts like others; only an empty cell is a missing one.
-        options = {"sep": "\t" if paths[0].suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        separator = "\t" if path.suffix == ".tsv" else ","
+        _check_fields(path, text, separator, report)
+        # "NA" and "null" are texts like others; only an empty cell is a missing one. Rows of other lengths than the
+        # header have been reported: pandas would shift or fill them.
+        options = {"sep": separator, "keep_default_na": False, "na_values": [""]}
+        options |= {"index_col": False, "on_bad_lines": "skip"}
     files = [str(path) for path in paths]
     return _loaded(", ".join(files[:3]), load_dataset, kind, data_files=files, split="train", **options)
+
+
+def _check_fields(path: Path, text: str, separator: str, report: Report) -> None:
+    """Reports rows that do not have as many fields as the header."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        header = next(reader)
+        lines = 0
+        for cells in reader:
+            lines += bool(cells)
+            if cells and len(cells) != len(header):
+                place = f"the row that ends in line {reader.line_num} of {path}"
+                message = f"{place} must have {len(header)} fields as the header has, got {len(cells)}: {cells[:3]}"
+                report(("columns-disagree", message))
+    except csv.Error as error:
+        raise InputError(
+            f"`source` must be data that can be read, got {path} (line {reader.line_num}: {error})"
+        ) from error
+    if not lines:
+        raise InputError(f"`source` must have at least one row, got none in {path}")
+
+
+def _json_lines(path: Path, text: str, report: Report) -> list[dict] | None:
+    """Reports lines that are no JSON objects, and returns the others then; `None` if all are."""
+    rows, bad = [], False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            row = error
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad = True
+            report(("row-unreadable", f"line {number} of {path} must be a JSON object, got {line[:80]!r}"))
+    return rows if bad else None
 
 
 def _read_shards(path: Path, shards: list[Path]) -> Dataset:

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from .duplicates import Pictures, difference_hash
+from .formats import Problem
 from .sources import (
-    Problem,
     collect_captions,
     find_columns,
     image_paths,
@@ -119,7 +119,8 @@ def validate(
         split, evaluation_split, image_column, caption_columns, format, image_folder: as for [`load_captions`].
 
     Returns:
-        all defects, and the tables. Kinds of defects: `source` (it cannot be read at all), `caption-empty`,
+        all defects, and the tables. Kinds of defects: `source` (it cannot be read at all), `row-unreadable`,
+        `columns-disagree` (a row has more or fewer fields than the header), `caption-empty`,
         `caption-not-text`, `caption-missing`, `caption-duplicate` (twice at one image), `caption-long`,
         `caption-file-name`, `image-missing`, `image-outside`, `image-unreadable`, `image-tiny`, `image-duplicate`
         (the same bytes), `image-near-duplicate` (the same picture), `image-in-both` (training and evaluation).
@@ -146,7 +147,7 @@ def _check(
     report: Report, source: str, split, others: Pictures | None, image_column, caption_columns, format, image_folder
 ) -> tuple[list[list[str]], Pictures]:
     """Adds the defects of one source; `others` are the images of the other one. Returns its captions and images."""
-    dataset, folder = open_source(source, split, format, image_folder)
+    dataset, folder = open_source(source, split, format, image_folder, lambda problem: report.add(source, problem))
     image_column, caption_columns = find_columns(dataset, source, image_column, caption_columns)
     captions, problems = collect_captions(dataset, source, caption_columns)
     report.add(source, *problems)

@@ -270,7 +270,6 @@ def test_what_cannot_be_done(model, photos):
     Path("bad.json").write_text("[")
     Path("old.jsonl").write_text("no\n")
     for arguments, message in {
-        ("photos",): "`--model` must be .*hf-captioner train",
         ("photos", "--model", "empty"): "`--model` must be the folder.*'empty'",
         ("photos", "--model", model, "--output", "out.docx"): "`output` must end in .txt.*'out.docx'",
         ("photos", "--model", model, "--output", "old.jsonl"): "`output` must be new.*old.jsonl",

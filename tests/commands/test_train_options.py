@@ -71,10 +71,11 @@ def test_the_file_and_single_fields_of_the_model_are_merged(tmp_path, spelling):
     assert args.learning_rate == 0.25
 
 
-def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path):
+def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path, caplog):
     path = config_file(tmp_path, "model_type: transformer_captioner\nimage_size: 64\nmodel_config: {hidden_size: 8}\n")
     model_args, *_ = train.parse_arguments([*BASE, "--config", path, "--model", "outputs/first"])
     assert model_args.model == "outputs/first" and model_args.model_config is None
+    assert "`model` stands in place of model_type, image_size, model_config" in caplog.text
     path = config_file(tmp_path, "model: outputs/first\nimage_size: 64\n")
     with pytest.raises(InputError, match="`image_size` must be left out"):
         train.parse_arguments([*BASE, "--config", path])

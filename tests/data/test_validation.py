@@ -156,3 +156,42 @@ def test_the_command_reports_and_its_status_says_it(tmp_path, capsys):
         validate_data.main([source])
     printed = capsys.readouterr().out
     assert stopped.value.code == 1 and "image-missing" in printed and "1 defects" in printed
+
+
+def test_rows_that_cannot_be_read_do_not_hide_the_others(tmp_path):
+    """Loading stops at each of these; here the rest is looked at, too."""
+    rows = clean(tmp_path / "a", count=3)
+    lines = ["file_name,caption", "0.png,a dog", "1.png,a dog,more", "2.png", "0.png,"]
+    (tmp_path / "a" / "t.csv").write_text("\n".join(lines))
+    kinds = Counter(defect.kind for defect in validate(str(tmp_path / "a" / "t.csv")).defects)
+    assert kinds == {"columns-disagree": 2, "caption-missing": 2}  # the short row and the empty cell have none
+    lines = [json.dumps(rows[0]), "{broken", "[1]", json.dumps({**rows[1], "captions": [""]})]
+    (tmp_path / "a" / "t.jsonl").write_text("\n".join(lines))
+    kinds = Counter(defect.kind for defect in validate(str(tmp_path / "a" / "t.jsonl")).defects)
+    assert kinds == {"row-unreadable": 2, "caption-empty": 1}
+    (tmp_path / "a" / "t.txt").write_text("0.png#0\ta dog\nnonsense\n1.png#0\t\n")
+    kinds = Counter(defect.kind for defect in validate(str(tmp_path / "a" / "t.txt")).defects)
+    assert kinds == {"row-unreadable": 1, "caption-empty": 1}
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(2)]
+    annotations = [{"image_id": 0, "caption": 5}, {"image_id": 9, "caption": "x"}, {"image_id": 1, "caption": "dog"}]
+    (tmp_path / "a" / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    found = validate(str(tmp_path / "a" / "coco.json")).defects
+    kinds = Counter(defect.kind for defect in found)
+    assert kinds == {"row-unreadable": 1, "caption-not-text": 1, "caption-missing": 1}
+
+
+def test_images_of_one_colour_are_no_pictures_of_each_other(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    rows = []
+    for number, color in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (40, 40), color).save(folder / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "captions": [f"a {color} wall"]})
+    assert validate(write(folder, rows)).defects == []
+
+
+def test_a_split_of_a_source_without_splits_is_refused(tmp_path):
+    folder = tmp_path / "train"
+    source = write(folder, clean(folder, count=2))
+    (defect,) = validate(source, split="test").defects
+    assert "`split` must be left out" in defect.message and "'test'" in defect.message

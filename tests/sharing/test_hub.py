@@ -246,7 +246,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     assert f'model="user/{kind}"' in card.text
 
 
-ALLOWED = {"torch", "tokenizers", "transformers", "huggingface_hub"} | (
+ALLOWED = {"numpy", "PIL", "torch", "tokenizers", "transformers", "huggingface_hub"} | (
     sys.stdlib_module_names
     - {"asyncio", "ftplib", "http", "multiprocessing", "pickle", "smtplib", "socket", "ssl", "subprocess", "urllib"}
 )

@@ -92,6 +92,22 @@ class RnnCaptionerModelTestMixin(CaptionerModelTestMixin):
             for name in flags:
                 self.assertEqual(model.get_submodule(name).gradient_checkpointing, enable)
 
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
+        """As upstream's, which wants a module per checkpoint; here all gradients are compared."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        labels = inputs.pop("decoder_input_ids")
+        gradients = []
+        for checkpoints in (False, True):
+            torch.manual_seed(0)
+            model = self.head_class(copy.deepcopy(config)).train()
+            if checkpoints:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+            torch.manual_seed(1)
+            model(**inputs, labels=labels).loss.backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
     def test_training_overfit(self):
         # The penalty on the attention stays above zero when there are fewer words than regions.
         self.model_tester.settings["doubly_stochastic_lambda"] = 0

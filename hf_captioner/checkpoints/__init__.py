@@ -1,0 +1,8 @@
+"""The captioner in the box: a trained captioner of photographs that comes with the package."""
+
+from pathlib import Path
+
+# A folder as on the Hub, but for the code, which is the package's own. `flickr8k/README.md` is its card.
+PHOTOGRAPHS = str(Path(__file__).with_name("flickr8k"))
+
+__all__ = ["PHOTOGRAPHS"]
