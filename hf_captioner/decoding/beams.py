@@ -8,6 +8,7 @@ from transformers.generation import GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
 from ..compat import DecodingSteps, special_tokens
+from ..errors import InputError
 
 NEVER = -1.0e9  # the score of a beam that is not there; finite, as in transformers
 
@@ -57,6 +58,7 @@ def search(
     groups: int = 1,
     length_penalty: float | None = None,
     early_stopping: bool | str | None = None,
+    refusal: str | None = None,
 ) -> ModelOutput | torch.Tensor:
     """
     Beam search as in transformers, with all searches of all images side by side.
@@ -69,9 +71,15 @@ def search(
         groups: searches for each image, which share its `num_beams`.
         length_penalty, early_stopping: by default those of `generation_config`.
 
+        refusal: the message of the error if an image has no possible caption; without it one is returned that has
+            impossible words, as in transformers.
+
     Returns:
         as `generate()` with beams: tokens (B * num_return_sequences, T), or an output that also has `log_probs`, the
         log probabilities of the returned sequences, which their scores may differ from.
+
+    Raises:
+        InputError: with `refusal`.
     """
     settings = generation_config
     penalty = settings.length_penalty if length_penalty is None else length_penalty
@@ -149,6 +157,8 @@ def search(
         if not open_.any() or (early is True and done.all()) or hits.all():
             break
 
+    if refusal is not None and not (done_scores > NEVER / 2).any(1).all():
+        raise InputError(refusal)
     # The best of all groups first, then their seconds.
     by_image = (-1, groups)
     order = done_scores.unflatten(0, by_image).argsort(dim=1, descending=True, stable=True)  # (B, G, k)

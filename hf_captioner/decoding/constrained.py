@@ -71,7 +71,9 @@ def constrained_beam_search(
             forbidden.
     """
     words = force_words_ids if force_words_ids is not None else generation_config.force_words_ids or []
-    groups = [[list(p) for p in (entry if entry and isinstance(entry[0], list | tuple) else [entry])] for entry in words]
+    groups = [
+        [list(p) for p in (entry if entry and isinstance(entry[0], list | tuple) else [entry])] for entry in words
+    ]
     if any(not phrase for phrases in groups for phrase in phrases):
         raise InputError(f"`force_words_ids` must be lists of tokens, none of them empty, got {words!r}")
     needs, prompt, limit = _Needs(groups), input_ids.shape[1], generation_config.max_length
@@ -80,10 +82,11 @@ def constrained_beam_search(
             f"`force_words_ids` must fit into the {limit - prompt} tokens of a caption, got {needs.total} tokens"
         )
     ends = special_tokens(generation_config)[1]
-    failed = False
+    refusal = (
+        f"`force_words_ids` must be words that may be said, got {words!r}, some of them forbidden" if groups else None
+    )
 
     def choose(step: torch.Tensor, running: Running, keep: int) -> Chosen:
-        nonlocal failed
         searches, beams, vocabulary = step.shape
         said = running.sequences[..., prompt:].flatten(0, 1)
         missing = needs.after(said, vocabulary).unflatten(0, (searches, beams))
@@ -91,7 +94,6 @@ def constrained_beam_search(
         impossible = missing > limit - running.sequences.shape[2] - 1
         impossible[..., ends] |= missing[..., ends] > 0
         scores = scores.masked_fill(impossible, -torch.inf).flatten(1)
-        failed |= bool(((scores <= NEVER / 2).all(1)).any()) and bool(groups)
         banks = missing.flatten(1)
         values, places = [], []
         for need in range(needs.total + 1):
@@ -105,7 +107,4 @@ def constrained_beam_search(
         return Chosen(score, place // vocabulary, place % vocabulary)
 
     steps = [DecodingSteps(model, generation_config, model_kwargs)]
-    outputs = search(steps, input_ids, logits_processor, stopping_criteria, generation_config, choose)
-    if failed:
-        raise InputError(f"`force_words_ids` must be words that may be said, got {words!r}, some of them forbidden")
-    return outputs
+    return search(steps, input_ids, logits_processor, stopping_criteria, generation_config, choose, refusal=refusal)
