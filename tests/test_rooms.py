@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Imports go from a room to those on earlier lines.
 ORDER = (
     {"models"},
-    {"data", "metrics", "decoding", "explain", "export", "sharing"},
+    {"data", "metrics", "explain", "export", "sharing"},
+    {"decoding"},
     {"trainers"},
     {"commands"},
 )

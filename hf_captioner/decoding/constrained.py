@@ -56,8 +56,8 @@ def constrained_beam_search(
     """
     Beam search for captions that say given words or phrases (Anderson et al. 2017, "Guided Open Vocabulary Image
     Captioning"; Hokamp and Liu 2017, "Lexically Constrained Decoding"). `num_beams` are shared by captions that lack
-    none, one, two ... tokens of what must be said, so that a phrase that costs much now is not lost to cheaper words. A
-    caption may end only when everything is said, and begins to say it when there is just room left. Words that must
+    none, one, two ... tokens of what must be said, so that a phrase that costs much now is not lost to cheaper words.
+    A caption may end only when everything is said, and begins to say it when there is just room left. Words that must
     not be said are `bad_words_ids`. Without `force_words_ids` it is beam search.
 
         model.generate(pixel_values, custom_generate=constrained_beam_search, num_beams=10,

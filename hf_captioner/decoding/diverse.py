@@ -19,8 +19,8 @@ def diverse_beam_search(
 ):
     """
     Diverse beam search (Vijayakumar et al. 2018, "Diverse Beam Search for Improved Description of Complex Scenes"):
-    `num_beams` in groups, one after the other at every step, and a word costs a group `diversity_penalty` for every beam
-    of an earlier group that has chosen it at this step (Hamming diversity). One group is beam search.
+    `num_beams` in groups, one after the other at every step, and a word costs a group `diversity_penalty` for every
+    beam of an earlier group that has chosen it at this step (Hamming diversity). One group is beam search.
 
         model.generate(pixel_values, custom_generate=diverse_beam_search, num_beams=10, num_beam_groups=5,
                        diversity_penalty=1.0, num_return_sequences=5)

@@ -18,8 +18,8 @@ def ensemble(
     **model_kwargs,
 ):
     """
-    Beam search by the mean of several captioners' probabilities for the next word. They need one vocabulary, and may be
-    of different families and see different regions. Alone, a captioner does its own beam search.
+    Beam search by the mean of several captioners' probabilities for the next word. They need one vocabulary, and may
+    be of different families and see different regions. Alone, a captioner does its own beam search.
 
         first.generate(pixel_values, custom_generate=ensemble, members=[second, third],
                        member_pixel_values=pixel_values, num_beams=5)

@@ -8,7 +8,7 @@ from .beams import NEVER, Chosen, Running, best, search
 
 def perturbed(parent: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
     """
-    Gumbel-perturbed log probabilities of continuations whose maximum is their parent's (Kool et al. 2019, appendix B.3).
+    Gumbel-perturbed log probabilities of continuations whose maximum is their parent's (Kool et al. 2019, B.3).
 
     Args:
         parent: the parents' perturbed log probabilities (S, k).
@@ -25,8 +25,8 @@ def perturbed(parent: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
 def stochastic_beam_search(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
     """
     `num_beams` different captions drawn from the model without replacement (Kool, van Hoof and Welling 2019,
-    "Stochastic Beams and Where to Find Them"): a beam search by log probabilities with Gumbel noise. `length_penalty` and
-    `early_stopping` do not apply. The first caption is an ordinary sample.
+    "Stochastic Beams and Where to Find Them"): a beam search by log probabilities with Gumbel noise. `length_penalty`
+    and `early_stopping` do not apply. The first caption is an ordinary sample.
 
         model.generate(pixel_values, custom_generate=stochastic_beam_search, num_beams=10, num_return_sequences=10)
 

@@ -73,8 +73,9 @@ def slow_diverse(model, regions, groups, beams, penalty, steps):
                         finished[group].append((score / (len(tokens) - 1), tokens))
                 elif len(running[group]) < beams:
                     running[group].append((score, tokens))
-            for _, tokens in running[group]:
-                said[tokens[-1]] += 1
+            going_on = [tokens[-1] for _, tokens in candidates if tokens[-1] != model.config.eos_token_id]
+            for token in going_on[:beams]:  # at the last step, too
+                said[token] += 1
             finished[group] = sorted(finished[group], key=lambda each: -each[0])[:beams]
             if len(finished[group]) == beams and running[group]:
                 over[group] |= running[group][0][0] / (step + 1) <= finished[group][-1][0]
