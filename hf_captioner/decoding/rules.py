@@ -64,8 +64,8 @@ class MinimumWords(_WordRule):
 
 class NoBadEnding(_WordRule):
     """
-    A caption does not end behind a determiner, preposition or conjunction (`metrics.collapse.BAD_ENDINGS`, English). One
-    that is cut off at `max_new_tokens` may still stop there.
+    A caption does not end behind a determiner, preposition or conjunction (`metrics.collapse.BAD_ENDINGS`, English).
+    One that is cut off at `max_new_tokens` may still stop there.
 
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.

@@ -32,7 +32,6 @@ def test_each_rule(kind):
     assert not allowed(NoBadEnding(tokenizer), tokenizer, "a dog with", "")
     assert allowed(NoBadEnding(tokenizer), tokenizer, "a dog with", "a")
     assert allowed(NoBadEnding(tokenizer), tokenizer, "a dog", "")
-    assert not allowed(NoUnknownWord(tokenizer), tokenizer, "a", "") or tokenizer.unk_token_id is not None
     scores = NoUnknownWord(tokenizer)(torch.tensor([[2]]), torch.zeros(1, len(tokenizer)))
     assert scores[0].isinf().nonzero().flatten().tolist() == [tokenizer.unk_token_id]
 
@@ -43,7 +42,8 @@ def test_captions_keep_the_rules(kind, num_beams):
     tokenizer = tokenizer_of(kind)
     model = tiny_model(**SYSTEMS["additive"], vocab_size=len(tokenizer))
     with torch.no_grad():
-        model.lm_head.weight[260:] *= 1.5
+        inside = [i for i in range(4, len(tokenizer)) if tokenizer.convert_ids_to_tokens(i)[0] not in "\u2581\u0120"]
+        model.lm_head.weight[inside] *= 0.2  # mostly words that begin, so that captions repeat themselves
     options = dict(num_beams=num_beams, max_new_tokens=24)
     rules = [
         MinimumWords(tokenizer, 3),
