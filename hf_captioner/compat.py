@@ -106,3 +106,50 @@ class TrainerInternals(Seq2SeqTrainer):
         `Seq2SeqTrainer` keeps it.
         """
         return getattr(self, "_gen_kwargs", {})
+
+
+class DecodingSteps:
+    """
+    One model's part in a search of ours: reads the prompt, goes on word by word with its cache, and follows the beams.
+
+    Stands in for the lines that every decoding loop in transformers' `generation/utils.py` has. Uses
+    `GenerationMixin._prefill`, which reads the prompt, and `_update_model_kwargs_for_generation`.
+    """
+
+    def __init__(self, model, generation_config, model_kwargs: dict[str, Any]):
+        self.model, self.config = model, generation_config
+        self.kwargs = {**model_kwargs, "use_cache": generation_config.use_cache}
+        self._begun = False
+
+    def __call__(self, tokens):
+        """All tokens of all rows (N, t) -> the model's output for the last ones."""
+        if not self._begun:
+            output = self.model._prefill(tokens, self.config, self.kwargs)
+        else:
+            new = 1 if self.kwargs["use_cache"] else None
+            inputs = self.model.prepare_inputs_for_generation(tokens, next_sequence_length=new, **self.kwargs)
+            output = self.model(**inputs, return_dict=True)
+        self._begun = True
+        self.kwargs = self.model._update_model_kwargs_for_generation(output, self.kwargs, is_encoder_decoder=True)
+        return output
+
+    def reorder(self, rows) -> None:
+        """Row i goes on from what was row `rows[i]`."""
+        if self.kwargs.get("past_key_values") is not None:
+            self.kwargs["past_key_values"].reorder_cache(rows)
+
+
+def special_tokens(generation_config) -> tuple[int, list[int]]:
+    """
+    The token that fills a sequence after its end, and those that end it, as `generate()` has prepared them. Uses
+    `_pad_token_tensor` and `_eos_token_tensor` of `GenerationConfig`.
+    """
+    eos = generation_config._eos_token_tensor
+    ends = [] if eos is None else eos.tolist()
+    pad = generation_config._pad_token_tensor
+    return int(pad) if pad is not None else ends[0] if ends else -1, ends
+
+
+def draw_samples(model, input_ids, **options):
+    """Sampling as in `generate(do_sample=True)`, from a prepared prompt. Uses `GenerationMixin._sample`."""
+    return type(model)._sample(model, input_ids, **options)

@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     {"checkpoints"},
     {"models"},
-    {"data", "metrics", "decoding", "explain", "export", "sharing"},
+    {"data", "metrics", "explain", "export", "sharing"},
+    {"decoding"},
     {"trainers"},
     {"commands"},
 )

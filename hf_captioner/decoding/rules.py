@@ -1,0 +1,120 @@
+"""Rules about words for `generate(logits_processor=...)`, for vocabularies of words and of parts of words alike."""
+
+import string
+
+import torch
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..metrics.collapse import BAD_ENDINGS
+from .words import _SPACES, _no_words
+
+
+class _WordRule(LogitsProcessor):
+    """A rule that reads a row's words; they are as spaces part them, and the last one may still go on."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        if not any(token.startswith(_SPACES) for token in self.tokens):
+            raise _no_words(tokenizer)
+        self.special = set(tokenizer.all_special_ids)
+        self.eos = tokenizer.eos_token_id
+        self.ids = {token: index for index, token in enumerate(self.tokens) if index not in self.special}
+
+    def words(self, row: list[int]) -> list[str]:
+        words: list[str] = []
+        for index in row:
+            if index in self.special:
+                continue
+            token = self.tokens[index]
+            if token.startswith(_SPACES) or not words:
+                words.append("")
+            words[-1] += token.lstrip("".join(_SPACES))
+        return words
+
+    def forbidden(self, words: list[str]) -> list[int]:
+        """The tokens that may not follow these words."""
+        raise NotImplementedError
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""
+        scores = scores.clone()
+        for place, row in enumerate(input_ids.tolist()):
+            scores[place, self.forbidden(self.words(row))] = -torch.inf
+        return scores
+
+
+class MinimumWords(_WordRule):
+    """
+    A caption does not end before it has `least` words (not tokens). A prompt's words count.
+
+    Raises:
+        InputError: if `least` is below 1, or the tokenizer's tokens do not tell where a word begins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, least: int):
+        if least < 1:
+            raise InputError(f"`least` must be at least 1, got {least}")
+        super().__init__(tokenizer)
+        self.least = least
+
+    def forbidden(self, words: list[str]) -> list[int]:
+        return [self.eos] if len(words) < self.least else []
+
+
+class NoBadEnding(_WordRule):
+    """
+    A caption does not end behind a determiner, preposition or conjunction (`metrics.collapse.BAD_ENDINGS`, English).
+    One that is cut off at `max_new_tokens` may still stop there.
+
+    Raises:
+        InputError: if the tokenizer's tokens do not tell where a word begins.
+    """
+
+    def forbidden(self, words: list[str]) -> list[int]:
+        return [self.eos] if words and words[-1].strip(string.punctuation) in BAD_ENDINGS else []
+
+
+class NoRepeatedWords(_WordRule):
+    """
+    No sequence of `size` words occurs twice. As words are written from left to right, a word is refused as soon as its
+    letters so far would repeat one, even if more letters could make it another.
+
+    Raises:
+        InputError: if `size` is below 1, or the tokenizer's tokens do not tell where a word begins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int = 3):
+        if size < 1:
+            raise InputError(f"`size` must be at least 1, got {size}")
+        super().__init__(tokenizer)
+        self.size = size
+
+    def forbidden(self, words: list[str]) -> list[int]:
+        found = []
+        for going_on in (False, True):  # a token that begins a word, or one that goes on with the last
+            if going_on and not words:
+                continue
+            whole, begun = (words[:-1], words[-1]) if going_on else (words, "")
+            before = whole[len(whole) - self.size + 1 :] if self.size > 1 else []
+            for at in range(len(whole) - self.size + 1):
+                last = whole[at + self.size - 1]
+                if whole[at : at + self.size - 1] == before and last.startswith(begun):
+                    rest = last[len(begun) :]
+                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else _SPACES)]
+        return [token for token in found if token is not None]
+
+
+class NoUnknownWord(LogitsProcessor):
+    """The unknown word is never said."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.unknown = tokenizer.unk_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""
+        if self.unknown is None:
+            return scores
+        scores = scores.clone()
+        scores[:, self.unknown] = -torch.inf
+        return scores

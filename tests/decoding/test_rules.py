@@ -1,0 +1,64 @@
+"""Rules about words, with vocabularies of words and of parts of words."""
+
+import pytest
+import torch
+from testing.tiny_models import SYSTEMS, random_images, tiny_model
+from transformers import LogitsProcessorList
+
+from hf_captioner import train_tokenizer
+from hf_captioner.decoding import MinimumWords, NoBadEnding, NoRepeatedWords, NoUnknownWord
+from hf_captioner.metrics.collapse import ends_badly
+
+TEXTS = ["a dog with a red ball", "two cats on the mat and a dog", "a red dog"] * 3
+
+
+def tokenizer_of(kind):
+    return train_tokenizer(TEXTS, kind, vocab_size={"word": 100, "bpe": 275}[kind])
+
+
+def allowed(rule, tokenizer, text, following):
+    """Whether `following` (the end where empty) may be the next token behind a text."""
+    row = tokenizer(text, add_special_tokens=False)["input_ids"]
+    token = tokenizer(following, add_special_tokens=False)["input_ids"][0] if following else tokenizer.eos_token_id
+    scores = rule(torch.tensor([[tokenizer.bos_token_id, *row]]), torch.zeros(1, len(tokenizer)))
+    return bool(scores[0, token] == 0)
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_each_rule(kind):
+    tokenizer = tokenizer_of(kind)
+    assert not allowed(MinimumWords(tokenizer, 3), tokenizer, "red dog", "")
+    assert allowed(MinimumWords(tokenizer, 3), tokenizer, "a red dog", "")
+    assert not allowed(NoBadEnding(tokenizer), tokenizer, "a dog with", "")
+    assert allowed(NoBadEnding(tokenizer), tokenizer, "a dog with", "a")
+    assert allowed(NoBadEnding(tokenizer), tokenizer, "a dog", "")
+    scores = NoUnknownWord(tokenizer)(torch.tensor([[2]]), torch.zeros(1, len(tokenizer)))
+    assert scores[0].isinf().nonzero().flatten().tolist() == [tokenizer.unk_token_id]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_captions_keep_the_rules(kind, num_beams):
+    tokenizer = tokenizer_of(kind)
+    model = tiny_model(**SYSTEMS["additive"], vocab_size=len(tokenizer))
+    with torch.no_grad():
+        inside = [i for i in range(4, len(tokenizer)) if tokenizer.convert_ids_to_tokens(i)[0] not in "\u2581\u0120"]
+        model.lm_head.weight[inside] *= 0.2  # mostly words that begin, so that captions repeat themselves
+    options = dict(num_beams=num_beams, max_new_tokens=24)
+    rules = [
+        MinimumWords(tokenizer, 3),
+        NoBadEnding(tokenizer),
+        NoRepeatedWords(tokenizer, 2),
+        NoUnknownWord(tokenizer),
+    ]
+    tokens = model.generate(random_images(8), logits_processor=LogitsProcessorList(rules), **options)
+    read = rules[0].words
+    for row in tokens.tolist():
+        words = read(row)
+        pairs = list(zip(words, words[1:], strict=False))
+        assert len(pairs) == len(set(pairs))
+        assert tokenizer.unk_token_id not in row
+        if tokenizer.eos_token_id in row[1:]:
+            assert len(words) >= 3 and not ends_badly(words)
+    free = [read(row) for row in model.generate(random_images(8), **options).tolist()]
+    assert any(len(set(zip(words, words[1:], strict=False))) < len(words) - 1 for words in free)
