@@ -7,7 +7,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..metrics.collapse import BAD_ENDINGS
-from .words import _SPACES, _no_words
+from .words import SPACES, no_words
 
 
 class _WordRule(LogitsProcessor):
@@ -15,8 +15,8 @@ class _WordRule(LogitsProcessor):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        if not any(token.startswith(_SPACES) for token in self.tokens):
-            raise _no_words(tokenizer)
+        if not any(token.startswith(SPACES) for token in self.tokens):
+            raise no_words(tokenizer)
         self.special = set(tokenizer.all_special_ids)
         self.eos = tokenizer.eos_token_id
         self.ids = {token: index for index, token in enumerate(self.tokens) if index not in self.special}
@@ -27,9 +27,9 @@ class _WordRule(LogitsProcessor):
             if index in self.special:
                 continue
             token = self.tokens[index]
-            if token.startswith(_SPACES) or not words:
+            if token.startswith(SPACES) or not words:
                 words.append("")
-            words[-1] += token.lstrip("".join(_SPACES))
+            words[-1] += token.lstrip("".join(SPACES))
         return words
 
     def forbidden(self, words: list[str]) -> list[int]:
@@ -101,7 +101,7 @@ class NoRepeatedWords(_WordRule):
                 last = whole[at + self.size - 1]
                 if whole[at : at + self.size - 1] == before and last.startswith(begun):
                     rest = last[len(begun) :]
-                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else _SPACES)]
+                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else SPACES)]
         return [token for token in found if token is not None]
 
 

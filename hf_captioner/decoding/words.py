@@ -8,15 +8,15 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..errors import InputError
 
-_SPACES = ("\u2581", "\u0120")  # how tokens say that a space stands before them: word-level, byte-level
+SPACES = ("\u2581", "\u0120")  # how tokens say that a space stands before them: word-level, byte-level
 
 
 def _starts_of_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
     """For each token, whether it stands behind a space."""
-    return [token.startswith(_SPACES) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+    return [token.startswith(SPACES) for token in tokenizer.convert_ids_to_tokens(list(ids))]
 
 
-def _no_words(tokenizer: PreTrainedTokenizerBase) -> InputError:
+def no_words(tokenizer: PreTrainedTokenizerBase) -> InputError:
     return InputError(
         "a tokenizer must mark the spaces in its tokens, as `train_tokenizer`'s do, to tell words from tokens, got "
         f"{type(tokenizer).__name__} of {tokenizer.name_or_path!r}"
@@ -40,7 +40,7 @@ class WordLimit(LogitsProcessor):
         self.most = most
         self.starts = torch.tensor(_starts_of_words(tokenizer, range(len(tokenizer))))  # (vocabulary)
         if not self.starts.any():
-            raise _no_words(tokenizer)
+            raise no_words(tokenizer)
         # a caption may begin with a token that elsewhere goes on with a word
         self.begins = torch.ones_like(self.starts)
         self.begins[tokenizer.all_special_ids] = False
@@ -80,5 +80,5 @@ def word_probabilities(
         words[-1][0].append(token)
         words[-1][1].append(probability)
     if len(words) < len(tokenizer.decode(list(ids), skip_special_tokens=True).split()):
-        raise _no_words(tokenizer)
+        raise no_words(tokenizer)
     return [{"word": tokenizer.decode(tokens).strip(), "probability": math.prod(each)} for tokens, each in words]
