@@ -6,12 +6,17 @@ Finds everything in a source of images and captions that a training would trip o
 
 Reports images that are missing, unreadable, tiny or there twice (in training and evaluation, too), and captions that
 are missing, empty, no text, twice the same, overlong or the file's name; tables of the vocabulary at each minimum
-frequency and of the captions' lengths; and an estimate of time and disk. The exit status is 1 if there is a defect.
+frequency and of the captions' lengths; and estimates of time and disk, for an RNN captioner with attention on a
+ResNet-50, of which one step is measured on this machine. The exit status is 1 if there is a defect.
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 
+import torch
+
+from .. import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
 from ..data import validate
 from ..data.sources import FORMAT_NAMES
 from . import run
@@ -36,12 +41,37 @@ class Arguments:
     json: bool = field(default=False, metadata={"help": "print the report as JSON"})
 
 
+def time_training(images: int, captions: int, words: int) -> dict[str, float]:
+    """
+    Seconds that an epoch of so many images and captions takes with a vocabulary of so many words, from a step on four
+    images: `seconds_epoch_training` with the vision model learning, `seconds_feature_cache` of running it once.
+    """
+    batch, size = 4, 224
+    rows = max(1, round(captions / images))
+    model = RnnCaptionerForConditionalGeneration(RnnCaptionerConfig(vocab_size=words + 4)).train()
+    pixels, labels = torch.randn(batch, 3, size, size), torch.randint(4, words + 4, (batch, rows, 12))
+    start = time.perf_counter()
+    model(pixel_values=pixels, labels=labels, output_logits=False).loss.backward()
+    training = time.perf_counter() - start
+    with torch.no_grad():
+        start = time.perf_counter()
+        model.vision_encoder.eval()(pixels)
+        features = time.perf_counter() - start
+    return {
+        "seconds_epoch_training": training / batch * images,
+        "seconds_feature_cache": features / batch * images,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(Arguments, description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="as --train_data of `train`")
     arguments, positional = parser.parse(argv)
     options = {name: value for name, value in vars(arguments).items() if name not in ("evaluation", "json")}
     report = validate(positional.source, arguments.evaluation, **options)
+    if report.vocabulary:
+        found, words = report.sources[positional.source], report.vocabulary[0]["words"]
+        report.estimates |= time_training(int(found["images"]), int(found["captions"]), int(words))
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else report.text())
     if report.defects:
         raise SystemExit(1)

@@ -150,7 +150,9 @@ def test_hashes_of_the_same_picture_are_near_and_bands_miss_none():
 def test_the_command_reports_and_its_status_says_it(tmp_path, capsys):
     source = write(tmp_path / "train", clean(tmp_path / "train", count=3))
     validate_data.main([source, "--json"])
-    assert json.loads(capsys.readouterr().out)["defects"] == []
+    found = json.loads(capsys.readouterr().out)
+    assert found["defects"] == []
+    assert found["estimates"]["seconds_epoch_training"] > found["estimates"]["seconds_feature_cache"] > 0
     (tmp_path / "train" / "1.png").unlink()
     with pytest.raises(SystemExit) as stopped:
         validate_data.main([source])
