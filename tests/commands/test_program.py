@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ COMMANDS = [*PASSED_ON, "caption"]
 def start(*parts: str, code: str | None = None, **options) -> subprocess.Popen:
     command = [sys.executable, *(["-m", "hf_captioner.commands.program", *parts] if code is None else ["-c", code])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    # A shell that starts this in the background tells it, and all that it starts, to ignore Ctrl-C.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes, **options)
 
 
 def help_of(command: str, capsys) -> str:
