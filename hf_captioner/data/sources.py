@@ -227,24 +227,29 @@ def _read_table(paths: list[Path], report: Report) -> Dataset:
                 return Dataset.from_list(rows)
     if kind == "csv":
         separator = "\t" if path.suffix == ".tsv" else ","
-        _check_fields(path, text, separator, report)
-        # "NA" and "null" are texts like others; only an empty cell is a missing one. Rows of other lengths than the
-        # header have been reported: pandas would shift or fill them.
-        options = {"sep": separator, "keep_default_na": False, "na_values": [""]}
-        options |= {"index_col": False, "on_bad_lines": "skip"}
+        columns = _csv_columns(path, text, separator, report)
+        if columns is not None:
+            return Dataset.from_dict(columns)
+        # "NA" and "null" are texts like others; only an empty cell is a missing one.
+        options = {"sep": separator, "keep_default_na": False, "na_values": [""], "index_col": False}
     files = [str(path) for path in paths]
     return _loaded(", ".join(files[:3]), load_dataset, kind, data_files=files, split="train", **options)
 
 
-def _check_fields(path: Path, text: str, separator: str, report: Report) -> None:
-    """Reports rows that do not have as many fields as the header."""
+def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[str, list[str | None]] | None:
+    """
+    Reports rows that do not have as many fields as the header, which pandas would shift or fill, and returns the
+    columns without them, as text; `None` if there are no such rows.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         header = next(reader)
-        lines = 0
+        rows, bad = [], False
         for cells in reader:
-            lines += bool(cells)
-            if cells and len(cells) != len(header):
+            if len(cells) == len(header):
+                rows.append(cells)
+            elif cells:
+                bad = True
                 place = f"the row that ends in line {reader.line_num} of {path}"
                 message = f"{place} must have {len(header)} fields as the header has, got {len(cells)}: {cells[:3]}"
                 report(("columns-disagree", message))
@@ -252,8 +257,11 @@ def _check_fields(path: Path, text: str, separator: str, report: Report) -> None
         raise InputError(
             f"`source` must be data that can be read, got {path} (line {reader.line_num}: {error})"
         ) from error
-    if not lines:
+    if not rows:
         raise InputError(f"`source` must have at least one row, got none in {path}")
+    if not bad:
+        return None
+    return {name: [row[place] or None for row in rows] for place, name in enumerate(header)}
 
 
 def _json_lines(path: Path, text: str, report: Report) -> list[dict] | None:
