@@ -11,12 +11,12 @@ import evaluate
 import pytest
 from datasets import Dataset
 from testing import ROOT
-from testing.tiny_models import tiny_config
-from transformers import AutoModelForImageTextToText, Seq2SeqTrainer, Trainer
+from testing.tiny_models import random_images, tiny_config
+from transformers import AutoModelForImageTextToText, GenerationMixin, Seq2SeqTrainer, Trainer
 from transformers.utils import PushInProgress
 
 from hf_captioner import RnnCaptionerForConditionalGeneration
-from hf_captioner.compat import captioner_class, dataset_fingerprint
+from hf_captioner.compat import captioner_class, dataset_fingerprint, special_tokens
 from hf_captioner.metrics import CaptionMetrics
 from hf_captioner.trainers import CaptioningTrainer
 
@@ -173,3 +173,31 @@ def test_pushes_are_waited_for_together():
     pushes[1].set_result(None)
     progress.wait_until_done()
     assert progress.is_done()
+
+
+@pytest.mark.parametrize(
+    "name,parameters",
+    {
+        "_prefill": ["input_ids", "generation_config", "model_kwargs"],
+        "_update_model_kwargs_for_generation": ["outputs", "model_kwargs", "is_encoder_decoder"],
+        "_sample": ["input_ids", "logits_processor", "stopping_criteria", "generation_config"],
+    }.items(),
+)
+def test_steps_of_a_search(name, parameters):
+    """Every decoding loop of transformers takes these steps, by these names and with these parameters."""
+    found = [part for part in inspect.signature(getattr(GenerationMixin, name)).parameters if part != "self"]
+    assert found[: len(parameters)] == parameters
+    assert "next_sequence_length" in inspect.getsource(GenerationMixin.prepare_inputs_for_generation)
+
+
+def test_special_tokens_are_those_that_generation_has_prepared():
+    model = RnnCaptionerForConditionalGeneration(tiny_config())
+    seen = []
+
+    def search(model, input_ids, generation_config, **kwargs):
+        seen.append(special_tokens(generation_config))
+        return input_ids
+
+    for ends in ([3, 5], 3):
+        model.generate(random_images(1), custom_generate=search, eos_token_id=ends, pad_token_id=1)
+    assert seen == [(1, [3, 5]), (1, [3])]
