@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ..errors import InputError
+from ..files import replacing
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 COLUMNS = ("image", "caption", "score", "error", "words")
@@ -89,22 +89,21 @@ def write_captions(path: Path, rows: Iterable[dict], score: bool = False) -> Non
     the whole new one.
     """
     suffix, rows = path.suffix.lower(), list(rows)
-    part = path.with_name(f".{path.name}.part")
     columns = [name for name in COLUMNS if name != "words" or any("words" in row for row in rows)]
-    if suffix == ".parquet":
-        schema = pyarrow.schema([(name, _TYPES[name]) for name in columns])
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), part)
-    else:
-        with open(part, "w", encoding="utf-8", newline="") as file:
-            if suffix == ".jsonl":
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            elif suffix == ".csv":
-                writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-                writer.writeheader()
-                for row in rows:
-                    if "words" in row:
-                        row = row | {"words": json.dumps(row["words"], ensure_ascii=False)}
-                    writer.writerow(row)
-            else:
-                text_writer(file).writerows(text_cells(row, score) for row in rows)
-    os.replace(part, path)
+    with replacing(path) as part:
+        if suffix == ".parquet":
+            schema = pyarrow.schema([(name, _TYPES[name]) for name in columns])
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), part)
+        else:
+            with open(part, "w", encoding="utf-8", newline="") as file:
+                if suffix == ".jsonl":
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                elif suffix == ".csv":
+                    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+                    writer.writeheader()
+                    for row in rows:
+                        if "words" in row:
+                            row = row | {"words": json.dumps(row["words"], ensure_ascii=False)}
+                        writer.writerow(row)
+                else:
+                    text_writer(file).writerows(text_cells(row, score) for row in rows)

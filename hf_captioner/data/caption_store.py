@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import replacing
 from .caption_files import read_captions, write_captions
 from .image_files import ImageFile, ImageFiles
 
@@ -40,10 +41,8 @@ def read_text(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A reader finds the old text or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text + "\n", "utf-8", "surrogateescape")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(text + "\n", "utf-8", "surrogateescape")
 
 
 class Progress:
