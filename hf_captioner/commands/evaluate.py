@@ -18,7 +18,6 @@ continues with the images that have no caption yet; after it has finished, it on
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import time
@@ -34,12 +33,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .. import CaptionerProcessor, __version__
-from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
+from ..files import replacing
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
+from ..sharing.card import weights_sha256
 from . import run
-from .inputs import read_captioner, read_captions, refusing
+from .inputs import SourceArguments, read_captioner, read_captions, refusing
 from .parsing import CommandParser
 
 # What reads and resizes images, runs the model and makes words of its tokens: captions can change with their versions.
@@ -54,12 +54,6 @@ class Arguments:
     data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=200,seed=1"})
     output_dir: str = field(metadata={"help": "folder for captions.json and metrics.json"})
     split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
-    image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
-    caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
-    format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
-    image_folder: str | None = field(
-        default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
-    )
     id_column: str | None = field(
         default=None,
         metadata={"help": "column of integer ids for captions.json; by default image_id, or else row numbers"},
@@ -96,7 +90,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
+    args, source = CommandParser(Arguments, SourceArguments, description=__doc__).parse(argv)
     # without `cpu=True` accelerate does not see that several CPU processes were started
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
@@ -104,15 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
 
     with state.main_process_first():
-        dataset = read_captions(
-            args.data,
-            args.split,
-            args.image_column,
-            args.caption_columns,
-            check_images=False,
-            format=args.format,
-            image_folder=args.image_folder,
-        )
+        dataset = read_captions(args.data, args.split, check_images=False, **source.source_options())
     ids = image_ids(dataset, args.id_column)
     model, processor = read_captioner(args.model)
     model = model.to(state.device).eval()
@@ -168,11 +154,10 @@ def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor
     """
     references = dataset["captions"][:]
     generation = model.generation_config
-    weights = sorted(Path(args.model).glob("*.safetensors"))
     return {
         "model": args.model,
         "model_type": model.config.model_type,
-        "weights_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        "weights_sha256": weights_sha256(Path(args.model)),
         "data": args.data,
         "split": args.split,
         "num_images": len(references),
@@ -322,10 +307,8 @@ def show(report: dict) -> None:
 
 
 def write_json(path: Path, content) -> None:
-    """Writes the file atomically: readers see the old file or the new one, never a part of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -10,7 +12,24 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from .. import CaptionerProcessor
 from ..data import load_captions
+from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
+
+
+@dataclass(kw_only=True)
+class SourceArguments:
+    """How a source of images and captions is read, the same for every command that reads one."""
+
+    image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
+    caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
+    format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
+    image_folder: str | None = field(
+        default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
+    )
+
+    def source_options(self) -> dict[str, Any]:
+        """Of these options, as [`load_captions`] takes them."""
+        return {option.name: getattr(self, option.name) for option in fields(SourceArguments)}
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Arguments and settings files: transformers' parser of dataclass fields, with one line for what is wrong."""
 
 import argparse
-import difflib
 import json
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -10,6 +9,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import InputError
+from ..models.configuration_captioner import did_you_mean
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -73,8 +73,7 @@ class CommandParser(HfArgumentParser):
     def refuse_unknown(self, name: str) -> None:
         """Raises an `InputError` that names what is meant, if it can be guessed."""
         plain = name.lstrip("-").split("=")[0].replace("-", "_")
-        close = difflib.get_close_matches(plain, self.options, n=1)
-        raise InputError(f"`{name}` is not an option" + (f"; did you mean `{close[0]}`?" if close else ""))
+        raise InputError(f"`{name}` is not an option{did_you_mean(plain, self.options)}")
 
 
 def read_settings(path: str | Path, parser: CommandParser) -> dict[str, Any]:

@@ -148,11 +148,8 @@ def main(argv: list[str] | None = None) -> None:
             read_captions(
                 source,
                 split=split,
-                image_column=data_args.image_column,
-                caption_columns=data_args.caption_columns,
                 check_images=data_args.check_images,
-                format=data_args.format,
-                image_folder=data_args.image_folder,
+                **data_args.source_options(),
             )
             for source, split in (
                 (data_args.train_data, data_args.train_split),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
+from .inputs import SourceArguments
 from .parsing import CommandParser, json_mapping, read_settings
 from .shipped import find_config
 
@@ -102,19 +102,13 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SourceArguments):
     """What to train it on."""
 
     train_data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=6000,seed=0"})
     eval_data: str = field(metadata={"help": "the same for evaluation"})
     train_split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
     eval_split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
-    image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
-    caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
-    format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
-    image_folder: str | None = field(
-        default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
-    )
     captions_per_image: int | None = field(
         default=None, metadata={"help": "how many to sample for each step; all by default"}
     )

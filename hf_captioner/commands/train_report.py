@@ -34,12 +34,12 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
         image.thumbnail((224, 224))
         image.save(folder / "examples" / f"{index}.jpg")
     if model.config.attends:
-        maps = model.attention_maps(outputs)[:4].cpu()
-        words = [[word for word in token_texts(processor.tokenizer, row)] for row in outputs.sequences[:4, 1:].cpu()]
+        maps = model.attention_maps(outputs)[:NUM_SAMPLES].cpu()
+        words = [token_texts(processor.tokenizer, row) for row in outputs.sequences[:NUM_SAMPLES, 1:].cpu()]
         said = [weights.flatten(1).sum(1) > 0 for weights in maps]  # nothing after the end
         save_attention_picture(
             folder / "attention.png",
-            rows["image"][:4],
+            rows["image"][:NUM_SAMPLES],
             [words[i][: int(keep.sum())] for i, keep in enumerate(said)],
             [weights[keep].numpy() for weights, keep in zip(maps, said, strict=True)],
         )

@@ -18,8 +18,8 @@ import torch
 
 from .. import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
 from ..data import validate
-from ..data.sources import FORMAT_NAMES
 from . import run
+from .inputs import SourceArguments
 from .parsing import CommandParser
 
 
@@ -32,12 +32,6 @@ class Arguments:
     )
     split: str | None = field(default=None, metadata={"help": "split of a source with several"})
     evaluation_split: str | None = field(default=None, metadata={"help": "the same for the evaluation data"})
-    image_column: str | None = field(default=None, metadata={"help": "found by its usual names by default"})
-    caption_columns: list[str] | None = field(default=None, metadata={"help": "found by their usual names by default"})
-    format: str | None = field(default=None, metadata={"help": f"told from the content by default: {FORMAT_NAMES}"})
-    image_folder: str | None = field(
-        default=None, metadata={"help": "folder that paths in an annotation file are relative to; its own by default"}
-    )
     json: bool = field(default=False, metadata={"help": "print the report as JSON"})
 
 
@@ -64,11 +58,16 @@ def time_training(images: int, captions: int, words: int) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser(Arguments, description=__doc__)
+    parser = CommandParser(Arguments, SourceArguments, description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="as --train_data of `train`")
-    arguments, positional = parser.parse(argv)
-    options = {name: value for name, value in vars(arguments).items() if name not in ("evaluation", "json")}
-    report = validate(positional.source, arguments.evaluation, **options)
+    arguments, source, positional = parser.parse(argv)
+    report = validate(
+        positional.source,
+        arguments.evaluation,
+        split=arguments.split,
+        evaluation_split=arguments.evaluation_split,
+        **source.source_options(),
+    )
     if report.vocabulary:
         found, words = report.sources[positional.source], report.vocabulary[0]["words"]
         report.estimates |= time_training(int(found["images"]), int(found["captions"]), int(words))

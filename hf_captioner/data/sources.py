@@ -87,7 +87,7 @@ def load_captions(
     if paths is not None and folder is not None:
         if image_column in ("image", "file_name") and "file_name" not in kept:
             dataset = dataset.add_column("file_name", paths)
-        dataset = dataset.add_column("image", [str((folder.resolve() / path).resolve()) for path in paths])
+        dataset = dataset.add_column("image", absolute_paths(folder, paths))
     elif image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     dataset = dataset.cast_column("image", Image())
@@ -397,6 +397,12 @@ def _merge_rows_of_an_image(dataset, captions, paths):
             captions[keeper] = captions[keeper] + captions[row]
     rows = list(first.values())
     return dataset.select(rows), [captions[row] for row in rows], [paths[row] for row in rows]
+
+
+def absolute_paths(folder: Path, paths: Iterable[str]) -> list[str | None]:
+    """Paths in a folder, links resolved; `None` for an empty one."""
+    root = folder.resolve()
+    return [str((root / path).resolve()) if path else None for path in paths]
 
 
 def path_problem(folder: Path, path: str, what: str) -> Problem | None:

@@ -22,6 +22,7 @@ from ..errors import InputError
 from .duplicates import Pictures, difference_hash
 from .formats import Problem
 from .sources import (
+    absolute_paths,
     collect_captions,
     find_columns,
     image_paths,
@@ -162,8 +163,7 @@ def _check(
                 good.append(row)
             else:
                 report.add(source, problem)
-        absolute = [str((folder.resolve() / path).resolve()) if path else None for path in paths]
-        dataset = dataset.remove_columns(image_column).add_column("image", absolute)
+        dataset = dataset.remove_columns(image_column).add_column("image", absolute_paths(folder, paths))
     elif image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     images = dataset.select(good).select_columns(["image"]).cast_column("image", Image())

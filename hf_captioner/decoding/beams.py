@@ -70,7 +70,6 @@ def search(
         choose: which continuations are kept.
         groups: searches for each image, which share its `num_beams`.
         length_penalty, early_stopping: by default those of `generation_config`.
-
         refusal: the message of the error if an image has no possible caption; without it one is returned that has
             impossible words, as in transformers.
 

@@ -1,6 +1,7 @@
 """What the configurations of both captioner families share."""
 
 import difflib
+from collections.abc import Iterable
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
@@ -20,6 +21,12 @@ _COMMON_KWARGS = {
     "quantization_config",
     "torch_dtype",
 }
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known, if it can be guessed which is meant; else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 @strict
@@ -108,8 +115,7 @@ class CaptionerConfig(PreTrainedConfig):
         for name, value in kwargs.items():
             if name in known or name.startswith("_"):
                 continue
-            close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(name, self.__dataclass_fields__)
             raise ValueError(f"`{name}` (value {value!r}) is not a field of {type(self).__name__}{hint}")
 
     def validate_sizes(self) -> None:

@@ -1,7 +1,6 @@
 """Base classes of all captioner models: weights and loading, the template of `forward`, the language model head."""
 
 import copy
-import difflib
 import inspect
 from collections.abc import Iterable
 
@@ -14,6 +13,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention import rows_per_image
+from .configuration_captioner import did_you_mean
 from .generation_captioner import CaptionerGenerationMixin
 from .loss_captioner import CaptionerLossMixin, CaptionerOutput
 from .sharing_captioner import CaptionerSharingMixin
@@ -30,8 +30,7 @@ def refuse_unknown(function, given: Iterable[str], known: Iterable[str]) -> None
     """
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, [*inspect.signature(function).parameters, *known], n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(name, [*inspect.signature(function).parameters, *known])
             raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument `{name}`{hint}")
 
 

@@ -269,7 +269,7 @@ class RnnCaptionerAttendingLayer(nn.Module):
 
 
 def _keep_where_padded(is_real: torch.Tensor, new: tuple, old: tuple) -> tuple[torch.Tensor, ...]:
-    """The new state (N, H) of rows that are real, (N,), and the old one of the others."""
+    """The new state (N, H), or (layers, N, H), of rows that are real, (N,), and the old one of the others."""
     return tuple(torch.where(is_real[:, None], *pair) for pair in zip(new, old, strict=True))
 
 
@@ -327,7 +327,7 @@ class RnnCaptionerDecoder(nn.Module):
             steps = []
             for place, is_real in enumerate(mask.unbind(1)):
                 output, *new = run(inputs[:, place : place + 1], *stacked)
-                stacked = [torch.where(is_real[:, None], *pair) for pair in zip(new, stacked, strict=True)]
+                stacked = _keep_where_padded(is_real, new, stacked)
                 steps.append(output)
             outputs = torch.cat(steps, dim=1)
         return outputs, list(zip(*(tensor.unbind(0) for tensor in stacked), strict=True))

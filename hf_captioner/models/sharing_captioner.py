@@ -86,9 +86,8 @@ class CaptionerSharingMixin:
             auto = "AutoModelForImageTextToText"
             self.config.auto_map = {"AutoConfig": config, "AutoModel": model, auto: model}
             packages = {cls.__module__.rpartition(".")[0] for cls in (type(self), ImageCaptioningPipeline)}
-            if (
-                len(packages) == 1
-            ):  # else the pipeline's file is not copied: a family from elsewhere needs this package
+            # Otherwise the pipeline's file is not copied: a family from elsewhere needs this package.
+            if len(packages) == 1:
                 self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": [auto]}}
         # Pushed by our own `push_to_hub` below: transformers' would put its empty form in the card's place.
         pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs} if push_to_hub else {}

@@ -49,8 +49,7 @@ def write_card(
         if not (evaluation / "metrics.json").exists():
             raise FileNotFoundError(f"`evaluation` must hold a metrics.json, got {evaluation}")
         report = read(evaluation / "metrics.json")
-        weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))]
-        if report["setting"]["weights_sha256"] != weights:
+        if report["setting"]["weights_sha256"] != weights_sha256(folder):
             raise InputError(f"`evaluation` must be of the weights in {folder}, got {evaluation} of others")
     card = model_card(AutoConfig.from_pretrained(folder), name, license or license_of(folder / "README.md"))
     measured = from_evaluation(report) if report else from_trainer(read(folder / "eval_results.json"), training)
@@ -68,6 +67,11 @@ def write_card(
     )
     card.save(folder / "README.md")
     return card
+
+
+def weights_sha256(folder: Path) -> list[str]:
+    """Of every weight file, by which an evaluation and its captioner are known to belong together."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))]
 
 
 def read(path: Path) -> Any:
