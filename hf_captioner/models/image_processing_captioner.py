@@ -6,19 +6,19 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from huggingface_hub import get_session
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
-    infer_channel_dimension_format,
 )
 from transformers.utils import is_torchvision_available
+
+from .image_reading import to_rgb
 
 if is_torchvision_available():
     from transformers.image_processing_backends import TorchvisionBackend as ImageProcessorBackend
@@ -63,111 +63,6 @@ def open_image(source: str | os.PathLike, timeout: float | None = None) -> Image
         raise ValueError(
             f"an image must be the path of a file that is there, a URL or base64 text, got {shown!r}"
         ) from error
-
-
-def to_rgb(
-    image: Image.Image | np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None = None
-) -> Image.Image:
-    """
-    The image as every program here sees it: upright, on white where it is transparent, with 8 bits a channel. What
-    comes out goes in again unchanged.
-
-    - The EXIF orientation is applied (and removed, so that nothing turns the image twice).
-    - 16-bit grey images are divided by 257: 65535 is white. In Pillow's mode `I` too, in which it gives 16-bit PNG and
-      PGM files, as long as no value is negative or beyond 65535.
-    - 32-bit and floating point images (modes `I` and `F`): in mode `F`, values from 0 to 1 have white at 1. Others
-      have no white of their own and are stretched: their darkest value is black, their brightest white.
-    - Arrays: `uint8`; `uint16`, as above; booleans (black and white); other numbers up to 255 if all are whole, or
-      floating point fractions up to 1.
-
-    Args:
-        image: a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of 1 (grey), 3 (RGB) or 4 (RGBA)
-            channels.
-        input_data_format: where the channels of an array are, if its shape does not say it.
-
-    Returns:
-        an image of mode `RGB`.
-
-    Raises:
-        ValueError: if the image has no pixels, an array another shape, or values that are no brightness (NaN,
-            infinity, less than 0, or beyond those above).
-        TypeError: if it is not an image.
-    """
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
-    if isinstance(image, np.ndarray):
-        image = _from_array(image, input_data_format)
-    elif not isinstance(image, Image.Image):
-        raise TypeError(f"an image must be a PIL image, an array or a tensor, got {type(image).__name__}")
-    if 0 in image.size:
-        raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}")
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        image = _from_deep_image(image)
-    if any(band in "Aa" for band in image.getbands()[1:]) or "transparency" in image.info:
-        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _from_array(values: np.ndarray, input_data_format) -> Image.Image:
-    channels = (1, 3, 4)
-    if values.ndim == 3:
-        try:
-            found = input_data_format or infer_channel_dimension_format(values, num_channels=channels)
-        except ValueError:
-            found = ChannelDimension.LAST
-        if ChannelDimension(found) == ChannelDimension.FIRST:
-            values = np.moveaxis(values, 0, -1)
-        if values.shape[-1] == 1:
-            values = values[..., 0]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in channels):
-        raise ValueError(
-            f"an image array must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {values.shape}"
-        )
-    if values.dtype.kind not in "buif":
-        raise ValueError(f"an image array must hold numbers, got {values.dtype}")
-    if not values.size:
-        raise ValueError(f"an image must have at least one pixel, got an array of shape {values.shape}")
-    if values.dtype == bool:
-        values = values * np.uint8(255)
-    elif values.dtype == np.uint16:
-        values = np.rint(values / 257)
-    elif values.dtype != np.uint8:
-        low, high = _extent(values)
-        if values.dtype.kind == "f" and 0 <= low and high <= 1:
-            values = np.rint(values * 255.0)
-        elif low < 0 or high > 255 or (values != np.rint(values)).any():
-            raise ValueError(
-                "an image array must hold whole numbers from 0 to 255, 16-bit numbers (uint16) or fractions from 0 to "
-                f"1, got {values.dtype} from {low} to {high}"
-            )
-    return Image.fromarray(np.ascontiguousarray(values.astype(np.uint8)))
-
-
-def _from_deep_image(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion of these modes cuts off all that is brighter than 255."""
-    values = np.asarray(image)
-    transparent = values == image.info["transparency"] if "transparency" in image.info else None
-    low, high = _extent(values)
-    if image.mode == "F":
-        low, high = (0, 1) if 0 <= low and high <= 1 else (low, high)
-    elif 0 <= low and high <= 65535:
-        low, high = 0, 65535
-    # Two values as far apart as the type allows would not have a difference in it.
-    scaled = (values.astype(np.float64) - low) * (255 / (float(high) - low or 1))
-    grey = Image.fromarray(np.rint(scaled).astype(np.uint8))
-    if transparent is not None:
-        grey.paste(255, mask=Image.fromarray(transparent))
-    return grey
-
-
-def _extent(values: np.ndarray) -> tuple[float, float]:
-    low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"an image must hold finite numbers, got values from {low} to {high}")
-    return low.item(), high.item()
 
 
 class CaptionerImageProcessor(ImageProcessorBackend):
@@ -293,4 +188,4 @@ def _square(size, path_or_name) -> dict[str, int]:
 
 CaptionerImageProcessor.register_for_auto_class()
 
-__all__ = ["CaptionerImageProcessor", "open_image", "to_rgb"]
+__all__ = ["CaptionerImageProcessor", "open_image"]

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import BatchFeature, Pipeline
 
-from .image_processing_captioner import open_image, to_rgb
+from .image_processing_captioner import open_image
+from .image_reading import to_rgb
 from .tokenization_captioner import token_texts
 
 TASK = "image-captioning"

@@ -17,7 +17,7 @@ from transformers.utils import is_torchvision_available
 
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.data.collator import CaptionCollator
-from hf_captioner.models.image_processing_captioner import to_rgb
+from hf_captioner.models.image_reading import to_rgb
 
 SIDE = 32
 
