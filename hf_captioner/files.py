@@ -1,5 +1,6 @@
 """Files that are there as a whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,3 +19,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def why_not_written(error: BaseException) -> str | None:
+    """
+    The reason, on one line, if an error says that there was no room for a file; otherwise `None`. torch and
+    safetensors raise errors of their own in place of an `OSError`, and torch does not say more than that it failed.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    text = str(error)
+    if any(sign in text for sign in ("PytorchStreamWriter", "inline_container", os.strerror(errno.ENOSPC))):
+        return text.strip().split("\n")[0]
+    return None
