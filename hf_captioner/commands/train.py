@@ -132,9 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = None
     if args.do_train:
         if training.is_finished():
-            training.say(
-                f"finished already: {args.output_dir}; name another `output_dir`, or delete it, to train anew"
-            )
+            training.say(f"finished already: {args.output_dir}; delete it or name another one to train anew")
             return
         checkpoint = training.resume_point()
     set_seed(args.seed)

@@ -97,7 +97,7 @@ def check(checkpoint: Path, needs_best: bool) -> None:
         wrong = defects(best, manifest=False) if best.is_dir() else ["it is missing"]
         if best != checkpoint and wrong:
             raise InputError(
-                f"`load_best_model_at_end` needs {best}, the best checkpoint until {checkpoint.name}: {', '.join(wrong)}"
+                f"`load_best_model_at_end` needs {best}, the best until {checkpoint.name}: {', '.join(wrong)}"
             )
 
 
@@ -128,7 +128,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
         passed_over.append(f"{checkpoint.name}: {', '.join(wrong)}")
     if passed_over:
         raise InputError(
-            f"`resume_from_checkpoint` must be whole, and in {folder} none is ({'; '.join(passed_over)}): mend one, or "
-            "delete them to begin anew"
+            f"`resume_from_checkpoint` must be whole, and in {folder} none is ({'; '.join(passed_over)}): mend one, "
+            "or delete them to begin anew"
         )
     return None, []
