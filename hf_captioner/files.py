@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,11 +26,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def why_not_written(error: BaseException) -> str | None:
     """
     The reason, on one line, if an error says that there was no room for a file; otherwise `None`. torch and
-    safetensors raise errors of their own in place of an `OSError`, and torch does not say more than that it failed.
+    safetensors raise errors of their own in place of an `OSError`, and torch says no more than that it failed.
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     text = str(error)
-    if any(sign in text for sign in ("PytorchStreamWriter", "inline_container", os.strerror(errno.ENOSPC))):
-        return text.strip().split("\n")[0]
+    line = text.strip().split("\n")[0]
+    if any(os.strerror(number) in text for number in NO_ROOM):
+        return line
+    if any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "iostream error")):
+        return f"the disk may be full: {line}"
     return None
