@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-fast test-oldest test-main coverage style hooks wheel dist bench
+.PHONY: setup quickstart test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench
 
 setup: $(INSTALLED)
 
@@ -28,6 +28,19 @@ test: setup
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto -m "not slow" --ignore tests/transformers_common
+
+# Every test, those that take minutes too.
+test-all: setup
+	$(RUN)/python tests/transformers_common/fetch.py
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto -m ""
+
+# All of tests/reliability; what they injected and what was lost becomes the table of docs/reliability.md.
+faults: setup
+	rm -f outputs/faults.jsonl
+	mkdir -p outputs
+	HF_CAPTIONER_FAULTS=$(CURDIR)/outputs/faults.jsonl OMP_NUM_THREADS=1 \
+		$(RUN)/python -m pytest -n auto -m "" tests/reliability; status=$$?; \
+		$(RUN)/python tests/testing/faults.py outputs/faults.jsonl docs/reliability.md && exit $$status
 
 # Our tests with the oldest versions that are allowed, in an environment of their own.
 test-oldest: OLDEST := .venv-oldest/bin/python

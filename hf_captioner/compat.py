@@ -9,6 +9,7 @@ Nothing is imported before it is needed: `metrics` may come here without importi
 without this file and keeps its own.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class TrainerInternals(Seq2SeqTrainer):
     """
 
     push_in_progress: Any
+    checkpoints_beside: Path | None = None  # where checkpoints are written, if not in the output folder
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """
@@ -67,9 +69,59 @@ class TrainerInternals(Seq2SeqTrainer):
         super()._save(output_dir, state_dict)
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
+    def _get_output_dir(self, trial) -> str:
+        """Overrides `Trainer._get_output_dir`, by which the Trainer knows where checkpoints are written."""
+        return super()._get_output_dir(trial) if self.checkpoints_beside is None else str(self.checkpoints_beside)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Overrides `Trainer._save_checkpoint`, which writes `checkpoint-N` file by file, where everyone sees it."""
+        self.save_checkpoint(
+            Path(self._get_output_dir(trial)), lambda: super(TrainerInternals, self)._save_checkpoint(model, trial)
+        )
+
+    def save_checkpoint(self, folder: Path, write: Callable[[], None]) -> None:
+        """Makes a checkpoint in this folder by calling `write`."""
+        write()
+
+    def rotate_checkpoints(self, folder: Path) -> None:
+        """Deletes checkpoints beyond `save_total_limit`. Uses `transformers.trainer_utils.rotate_checkpoints`."""
+        from transformers.trainer_utils import rotate_checkpoints
+
+        best = self.state.best_model_checkpoint
+        rotate_checkpoints(str(folder), self.args.save_total_limit, best_model_checkpoint=best, use_mtime=True)
+
+    @property
+    def running_loss(self) -> dict[str, float]:
+        """
+        The sums of the training's loss since the last line of the log and before it, and the step of that line. A
+        checkpoint of the Trainer's does not have them. Uses `_tr_loss`, `_total_loss_scalar`,
+        `_globalstep_last_logged`.
+        """
+        return {"new": self._tr_loss.item(), "logged": self._total_loss_scalar, "step": self._globalstep_last_logged}
+
+    @running_loss.setter
+    def running_loss(self, sums: dict[str, float]) -> None:
+        self._tr_loss.fill_(sums["new"])
+        self._total_loss_scalar, self._globalstep_last_logged = sums["logged"], sums["step"]
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Overrides `Trainer._run_epoch`, called for every epoch that a training begins or goes on with."""
+        if self.begin_epoch(kwargs["epoch"], kwargs["train_dataloader"]):
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def begin_epoch(self, epoch: int, loader: Any) -> bool:
+        """Called before an epoch, or the rest of one, with the loader of the whole epoch. Whether to train in it."""
+        return True
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Overrides `Trainer._push_from_checkpoint`, called after a checkpoint was saved if there is a Hub."""
-        self.push_checkpoint(Path(checkpoint_folder))
+        """
+        Overrides `Trainer._push_from_checkpoint`, called after a checkpoint was saved if there is a Hub; but not for
+        one that will be moved.
+        """
+        if self.checkpoints_beside is None:
+            self.push_checkpoint(Path(checkpoint_folder))
 
     def push_checkpoint(self, folder: Path) -> None:
         """Pushes a checkpoint to the Hub."""

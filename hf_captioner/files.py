@@ -1,9 +1,12 @@
 """Files that are there as a whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -18,3 +21,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def why_not_written(error: BaseException) -> str | None:
+    """
+    The reason, on one line, if an error says that there was no room for a file; otherwise `None`. torch and
+    safetensors raise errors of their own in place of an `OSError`, and torch says no more than that it failed.
+    """
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    text = str(error)
+    line = text.strip().split("\n")[0]
+    if any(os.strerror(number) in text for number in NO_ROOM):
+        return line
+    if any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "iostream error")):
+        return f"the disk may be full: {line}"
+    return None

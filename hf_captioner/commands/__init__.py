@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable
 
 from ..errors import InputError
+from ..files import why_not_written
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """
-    A command's `main` as a program. What the user has to mend is one line on standard error and exit status 2; with
-    `--debug`, and for every other error, which is a fault of ours, there is a traceback. To be stopped (Ctrl-C) or to
-    have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
+    A command's `main` as a program. What the user has to mend, a full disk included, is one line on standard error and
+    exit status 2; with `--debug`, and for every other error, which is a fault of ours, there is a traceback. To be
+    stopped (Ctrl-C) or to have nobody who reads on (`| head`) is no error: no words, and the shell's own status.
 
     Args:
         main: called with the arguments.
@@ -38,3 +39,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         # What is left in the buffer is written at exit, where it would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except Exception as error:
+        reason = why_not_written(error)
+        if debug or reason is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        raise SystemExit(2) from None

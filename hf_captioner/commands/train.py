@@ -18,6 +18,13 @@ trained by reward.
 
 Settings are the options below, of which most are the fields of transformers' `Seq2SeqTrainingArguments`; what stands
 on the command line overrides the YAML file. Without `do_train` a saved captioner is evaluated, nothing else.
+
+A training that was stopped goes on when the same command is given again: from its newest checkpoint that is whole, to
+the same weights as if it had not been stopped. Once the training has finished, the same command does nothing. With
+other settings, or with a folder that holds something else, it is refused; --resume_from_checkpoint last goes on with
+other settings (more epochs, another number of processes), --resume_from_checkpoint FOLDER from a checkpoint of your
+choice, and --resume_from_checkpoint false refuses a folder that is not new. Settings that change nothing in what is
+learned (reports, data workers, the feature cache's folder, save_total_limit) may differ.
 """
 
 import json
@@ -25,8 +32,7 @@ import sys
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel, Seq2SeqTrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel, set_seed
 
 from .. import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from ..compat import captioner_class
@@ -40,6 +46,7 @@ from . import run
 from .inputs import read_captioner, read_captions, refusing
 from .train_arguments import ModelArguments, ObjectiveArguments, parse_arguments
 from .train_report import write_samples, write_training
+from .train_run import TrainingRun
 
 
 def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedModel, CaptionerProcessor]:
@@ -118,29 +125,16 @@ def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
     return SelfCriticalTrainer, settings
 
 
-def resume_point(args: Seq2SeqTrainingArguments) -> str | None:
-    """The checkpoint to resume from, or `None`. Refuses to overwrite an earlier run."""
-    wanted, last = args.resume_from_checkpoint, None
-    if args.do_train and Path(args.output_dir).is_dir():
-        last = get_last_checkpoint(args.output_dir)
-    if wanted in (None, "", "false", "False"):
-        if last is not None:
-            raise InputError(
-                "`output_dir` must be new, or go on from its checkpoints with --resume_from_checkpoint last, "
-                f"got {last}"
-            )
-        return None
-    if wanted in ("last", "true", "True"):
-        return last
-    if not Path(wanted, "trainer_state.json").exists():
-        raise InputError(f"`resume_from_checkpoint` must be a checkpoint's folder, or last, got {wanted}")
-    return wanted
-
-
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, objective, args = parse_arguments(argv, __doc__)
-    checkpoint = resume_point(args)
+    training = TrainingRun(model_args, data_args, objective, args)
+    checkpoint = None
+    if args.do_train:
+        if training.is_finished():
+            training.say(f"finished already: {args.output_dir}; delete it or name another one to train anew")
+            return
+        checkpoint = training.resume_point()
     set_seed(args.seed)
 
     with args.main_process_first(desc="loading the data"):
@@ -184,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         **settings,
     )
     if args.do_train:
+        training.begin()
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.save_state()
@@ -204,6 +199,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"\nmetrics and captions: {folder}")
     if args.push_to_hub:
         trainer.push_to_hub()
+    if args.do_train:
+        training.finish()
 
 
 if __name__ == "__main__":

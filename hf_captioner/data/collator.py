@@ -1,6 +1,6 @@
 """Turns rows of a data set into a batch."""
 
-from collections.abc import Sequence
+import random
 
 import torch
 from transformers import ProcessorMixin
@@ -15,8 +15,9 @@ class CaptionCollator:
 
     Args:
         processor: a [`CaptionerProcessor`].
-        captions_per_image: how many captions of each image a batch holds, sampled anew for every batch; all of them
-            if `None`.
+        captions_per_image: how many captions of each image a batch holds, drawn anew for every batch; all of them
+            if `None`. They come from torch's global generator, until [`~CaptionCollator.set_epoch`] makes them a
+            function of the epoch.
 
     Raises:
         InputError: if `captions_per_image` is not positive.
@@ -27,12 +28,28 @@ class CaptionCollator:
             raise InputError(f"`captions_per_image` must be at least 1 or absent, got {captions_per_image}")
         self.processor = processor
         self.captions_per_image = captions_per_image
+        # (seed, epoch) in memory that data workers share, for some of them live longer than an epoch.
+        self._key: torch.Tensor | None = None
 
-    def _choose(self, captions: Sequence[str]) -> list[str]:
+    def set_epoch(self, seed: int, epoch: int) -> None:
+        """
+        From now on what is drawn for a row depends on these numbers and on the row alone, its `index` or, without one,
+        its captions: not on the batch, the order, or the number of data workers, and a training that was stopped
+        within an epoch draws the same when it goes on. [`CaptioningTrainer`] calls it for every epoch.
+        """
+        if self._key is None:
+            self._key = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._key.copy_(torch.tensor([seed, epoch]))
+
+    def _choose(self, row: dict) -> list[str]:
+        captions = list(row["captions"])
         if self.captions_per_image is None or len(captions) <= self.captions_per_image:
-            return list(captions)
-        chosen = torch.randperm(len(captions))[: self.captions_per_image]
-        return [captions[index] for index in chosen.tolist()]
+            return captions
+        if self._key is None:
+            return [captions[place] for place in torch.randperm(len(captions))[: self.captions_per_image].tolist()]
+        # A text as seed is hashed: neighbouring numbers give unrelated draws.
+        generator = random.Random(f"{self._key.tolist()} {int(row['index']) if 'index' in row else captions}")
+        return generator.sample(captions, self.captions_per_image)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -47,7 +64,7 @@ class CaptionCollator:
         cached = "image_features" in rows[0]
         batch = self.processor(
             images=None if cached else [row["image"] for row in rows],
-            text_target=[self._choose(row["captions"]) for row in rows],
+            text_target=[self._choose(row) for row in rows],
             return_tensors="pt",
         )
         if cached:

@@ -13,21 +13,22 @@ import torch
 from huggingface_hub import upload_folder
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 
-from ..compat import TrainerInternals
 from ..data import CaptionCollator
 from ..errors import InputError
 from ..metrics import CaptionMetrics
 from ..models.tokenization_captioner import decode_captions
+from .checkpoints import MANIFEST
+from .resuming import ResumingTrainer
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "grid")  # of a batch, what an encoder takes
 WITHOUT_INDEX = "rows of `eval_dataset` must have `index`, the place of their references in the metrics, got none"
 _SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner's folder is made of
 
 
-class CaptioningTrainer(TrainerInternals, Seq2SeqTrainer):
+class CaptioningTrainer(ResumingTrainer):
     """
     A `Seq2SeqTrainer` whose batches have the image in dimension 0 and `labels` (B, k, T), as [`CaptionCollator`] makes
     them. In evaluation each image is encoded once, for the loss and for one generated caption, and the batch's `index`
@@ -139,7 +140,7 @@ class CaptioningTrainer(TrainerInternals, Seq2SeqTrainer):
             return
         # Copied first: the next checkpoint may delete this one's folder during the upload.
         for path in folder.iterdir():
-            if path.suffix in _SHARED:
+            if path.suffix in _SHARED and path.name != MANIFEST:
                 shutil.copy(path, args.output_dir)
         message = f"Training in progress, step {self.state.global_step}"
         options = dict(repo_id=self.hub_model_id, token=args.hub_token, revision=args.hub_revision, run_as_future=True)
@@ -177,6 +178,15 @@ class CaptioningTrainer(TrainerInternals, Seq2SeqTrainer):
             self._noted_since = self.state.global_step
         for name, value in values.items():
             self._noted[name] = self._noted[name] + value
+
+    def running_sums(self) -> dict[str, Any]:
+        noted = {name: float(total) for name, total in self._noted.items()}
+        return super().running_sums() | {"noted": noted, "since": self._noted_since, "batches": self._noted_batches}
+
+    def go_on_with(self, sums: dict[str, Any]) -> None:
+        super().go_on_with(sums)
+        self._noted.update(sums["noted"])
+        self._noted_since, self._noted_batches = sums["since"], sums["batches"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in transformers; the line with the training loss also gets the values noted since the previous one."""

@@ -1,0 +1,205 @@
+"""
+Trainings in processes of their own that are killed at a chosen moment. One server imports what a training needs, and
+every training is a fork of it: otherwise imports would take most of the time.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["hf_captioner.commands.train"])
+_FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
+
+
+class Moment(NamedTuple):
+    """
+    When a process kills itself: at the `count`-th event of a kind. Kinds: `step` (begun, before and after the
+    optimiser's part, ended), `write` (a file is opened, moved or removed while a checkpoint is written), `evaluation`
+    (a batch), `cache` (a batch of features), `end` (files, when training has ended), `clock` (milliseconds of
+    training, after which another process kills it wherever it is).
+    """
+
+    kind: str
+    count: int
+    rank: int = 0
+
+
+class _Killer:
+    """Counts the events of a process, and kills it at its moment."""
+
+    def __init__(self, moment: Moment | None):
+        self.moment = moment
+        self.counts: Counter = Counter()
+        self.inside = ""
+
+    def event(self, kind: str) -> None:
+        if self.moment is not None and (kind, self.counts[kind]) == self.moment[:2]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.counts[kind] += 1
+
+    def audit(self, name: str, details: tuple) -> None:
+        if self.inside and name in _FILE_EVENTS:
+            self.event(self.inside)
+
+    def watch(self) -> None:
+        from transformers import TrainerCallback
+
+        from hf_captioner.commands import train
+        from hf_captioner.models.vision_encoder import VisionEncoder
+        from hf_captioner.trainers import CaptioningTrainer
+
+        killer, sys_hook = self, self.audit
+
+        class Steps(TrainerCallback):
+            def on_step_begin(self, *args, **kwargs):
+                killer.event("step")
+
+            on_pre_optimizer_step = on_optimizer_step = on_step_end = on_step_begin
+
+        def before(owner, name, kind):
+            usual = getattr(owner, name)
+
+            def wrapped(*args, **kwargs):
+                killer.event(kind)
+                return usual(*args, **kwargs)
+
+            setattr(owner, name, wrapped)
+
+        def around(owner, name, kind, after=""):
+            usual = getattr(owner, name)
+
+            def wrapped(*args, **kwargs):
+                killer.inside = kind
+                result = usual(*args, **kwargs)
+                killer.inside = after
+                return result
+
+            setattr(owner, name, wrapped)
+
+        usual_train = CaptioningTrainer.train
+
+        def timed(*args, **kwargs):
+            start = time.monotonic()
+            if killer.moment is not None and killer.moment.kind == "clock":
+                kill_later(killer.moment.count / 1000)
+            result = usual_train(*args, **kwargs)
+            killer.counts["clock"] = int(1000 * (time.monotonic() - start))
+            return result
+
+        CaptioningTrainer.train = timed
+
+        def with_steps(trainer, *args, **kwargs):
+            usual_init(trainer, *args, **kwargs)
+            trainer.add_callback(Steps())
+
+        usual_init, CaptioningTrainer.__init__ = CaptioningTrainer.__init__, with_steps
+        before(CaptioningTrainer, "prediction_step", "evaluation")
+        around(CaptioningTrainer, "save_checkpoint", "write")
+        around(CaptioningTrainer, "train", "", after="end")
+        usual_cache = train.cache_features
+
+        def cache_features(*args, **kwargs):
+            usual = VisionEncoder.forward
+            before(VisionEncoder, "forward", "cache")
+            try:
+                return usual_cache(*args, **kwargs)
+            finally:
+                VisionEncoder.forward = usual
+
+        train.cache_features = cache_features
+        sys.addaudithook(sys_hook)
+
+
+def _train(argv: list[str], environment: dict[str, str], moment: Moment | None, log: str, largest: int | None) -> None:
+    """A training, in the process that was made for it."""
+    os.environ.update(environment, PYTHONFAULTHANDLER="1")
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    import torch
+
+    from hf_captioner.commands import run, train
+
+    torch.set_num_threads(1)
+    rank = int(environment.get("RANK", 0))
+    killer = _Killer(moment if moment is not None and moment.rank == rank else None)
+    killer.watch()
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    run(train.main, argv)
+    Path(f"{log}.{rank}.json").write_text(json.dumps(killer.counts))
+
+
+def kill_later(seconds: float) -> None:
+    """Kills this process from another one, which holds no lock of it."""
+    victim = os.getpid()
+    if os.fork() == 0:
+        time.sleep(seconds)
+        if os.getppid() == victim:
+            os.kill(victim, signal.SIGKILL)
+        os._exit(0)
+
+
+class Training(NamedTuple):
+    """How a training ended."""
+
+    exit: int  # -9 if it was killed
+    log: str
+    counts: dict[str, int]  # events of the first process, if it came to its end
+
+
+def train_apart(
+    argv: list[str],
+    log: Path,
+    moment: Moment | None = None,
+    processes: int = 1,
+    seconds: float | None = None,
+    largest: int | None = None,
+) -> Training:
+    """
+    Runs `hf-captioner train` with these arguments.
+
+    Args:
+        log: a file for what it prints.
+        moment: when one of the processes is killed; the others are killed then, as torchrun does.
+        processes: how many train together.
+        seconds: after how long all are killed.
+        largest: bytes that a file may have; what writes more gets an error, as on a full disk.
+    """
+    environments: list[dict[str, str]] = [{}]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+        environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    log.unlink(missing_ok=True)
+    running = [
+        _CONTEXT.Process(target=_train, args=(argv, environment, moment, str(log), largest))
+        for environment in environments
+    ]
+    for process in running:
+        process.start()
+    end = time.monotonic() + (400 if seconds is None else seconds)
+    while any(process.is_alive() for process in running):
+        ended = [process.exitcode for process in running if not process.is_alive()]
+        if any(ended) or time.monotonic() > end:
+            for process in running:
+                process.kill()
+        running[0].join(0.02)
+    codes = [process.exitcode for process in running]
+    counts = Path(f"{log}.0.json")
+    return Training(
+        exit=next((code for code in codes if code), 0),
+        log=log.read_text() if log.exists() else "",
+        counts=json.loads(counts.read_text()) if counts.exists() else {},
+    )
