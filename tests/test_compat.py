@@ -13,6 +13,7 @@ from datasets import Dataset
 from testing import ROOT
 from testing.tiny_models import random_images, tiny_config
 from transformers import AutoModelForImageTextToText, GenerationMixin, Seq2SeqTrainer, Trainer
+from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import PushInProgress
 
 from hf_captioner import RnnCaptionerForConditionalGeneration
@@ -139,7 +140,9 @@ def test_a_metric_in_memory_makes_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name,parameters",
     {
+        "_get_output_dir": ["self", "trial"],
         "_save": ["self", "output_dir", "state_dict"],
+        "_save_checkpoint": ["self", "model", "trial"],
         "_push_from_checkpoint": ["self", "checkpoint_folder"],
         "_prepare_inputs": ["self", "inputs"],
     }.items(),
@@ -162,6 +165,23 @@ def test_the_number_of_items_is_asked_for_by_its_name():
         Trainer._save
     )
     assert CaptioningTrainer._save is not Trainer._save
+
+
+def test_checkpoints_are_written_where_we_say():
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert "self._get_output_dir(trial=trial)" in source and "rotate_checkpoints(" in source
+    parameters = inspect.signature(rotate_checkpoints).parameters
+    assert {"output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"} <= set(parameters)
+
+
+def test_an_epoch_is_begun_by_its_name_with_its_number_and_loader():
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    assert "self._run_epoch(" in loop and "epoch=epoch," in loop and "train_dataloader=train_dataloader," in loop
+    # Sums begin at nothing before callbacks are told that training begins, and are of these names.
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
+        assert loop.index(f"self.{name} = ") < loop.index("callback_handler.on_train_begin")
+    ends = inspect.getsource(Trainer._finalize_training)
+    assert ends.index("self._total_loss_scalar += self._tr_loss") < ends.index("self.log(metrics)")
 
 
 def test_pushes_are_waited_for_together():

@@ -520,6 +520,10 @@ class RnnCaptionerForConditionalGeneration(
         sums, counts = torch.zeros_like(self.attention_baseline), torch.zeros_like(self.attention_baseline)
         sums.index_add_(0, words, log_likelihood.to(sums.dtype))
         counts.index_add_(0, words, torch.ones_like(log_likelihood, dtype=sums.dtype))
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every process has the same baselines, those of the whole batch.
+            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(counts)
         moved = self.attention_baseline.lerp(sums / counts, 1 - self.config.baseline_decay)
         self.attention_baseline.copy_(torch.where(counts > 0, moved, self.attention_baseline))
 

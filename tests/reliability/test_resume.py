@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from testing import ROOT
 from testing.kills import Moment, train_apart
 from testing.training import TINY, arguments
 
@@ -35,12 +36,14 @@ SETTINGS = dict(
     learning_rate=0.02,
     metric_for_best_model="loss",
     greater_is_better=False,
-    num_samples=2,
+    num_samples=1,
 )
 RNN = dict(model_config=json.dumps({**TINY, "dropout": 0.3}))
 HARD = dict(model_config=json.dumps({**TINY, "dropout": 0.3, "attention_sampling": "hard"}))
 CNN_TRANSFORMER = dict(
-    model_type="transformer_captioner", model_config=json.dumps({**TRANSFORMER, "dropout": 0.3}), learning_rate=0.005
+    config=ROOT / "training/configs/shapes_cnn_transformer.yaml",
+    model_config=json.dumps({**TRANSFORMER, "dropout": 0.3}),
+    learning_rate=0.005,
 )
 TWO = dict(per_device_train_batch_size=1)
 PROMISE = "same weights bit for bit, log and best checkpoint"
@@ -106,7 +109,7 @@ def one_stage(**options):
 
 def two_stages(**options):
     """Cross-entropy, the same command again, and reward."""
-    second = {k: v for k, v in settings(**{**options, **REWARD}).items() if k not in ("model_type", "model_config")}
+    second = {k: v for k, v in settings(**{**options, **REWARD}).items() if k not in ("config", "model_config")}
     second.pop("image_size")
 
     def argv_of(folder):

@@ -1,22 +1,16 @@
-"""
-Trainings in processes of their own that are killed at a chosen moment. One server imports what a training needs, and
-every training is a fork of it: otherwise imports would take most of the time.
-"""
+"""Trainings in processes of their own that are killed at a chosen moment."""
 
 import json
-import multiprocessing
 import os
-import resource
 import signal
-import socket
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hf_captioner.commands.train"])
+from .apart import apart
+
 _FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 
 
@@ -119,24 +113,16 @@ class _Killer:
         sys.addaudithook(sys_hook)
 
 
-def _train(argv: list[str], environment: dict[str, str], moment: Moment | None, log: str, largest: int | None) -> None:
+def _train(argv: list[str], moment: Moment | None, counts: str) -> None:
     """A training, in the process that was made for it."""
-    os.environ.update(environment, PYTHONFAULTHANDLER="1")
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    import torch
-
     from hf_captioner.commands import run, train
 
-    torch.set_num_threads(1)
-    rank = int(environment.get("RANK", 0))
+    rank = int(os.environ.get("RANK", 0))
     killer = _Killer(moment if moment is not None and moment.rank == rank else None)
     killer.watch()
-    if largest is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     run(train.main, argv)
-    Path(f"{log}.{rank}.json").write_text(json.dumps(killer.counts))
+    if rank == 0:
+        Path(counts).write_text(json.dumps(killer.counts))
 
 
 def kill_later(seconds: float) -> None:
@@ -158,48 +144,16 @@ class Training(NamedTuple):
 
 
 def train_apart(
-    argv: list[str],
-    log: Path,
-    moment: Moment | None = None,
-    processes: int = 1,
-    seconds: float | None = None,
-    largest: int | None = None,
+    argv: list[str], log: Path, moment: Moment | None = None, processes: int = 1, largest: int | None = None
 ) -> Training:
     """
     Runs `hf-captioner train` with these arguments.
 
     Args:
-        log: a file for what it prints.
-        moment: when one of the processes is killed; the others are killed then, as torchrun does.
-        processes: how many train together.
-        seconds: after how long all are killed.
-        largest: bytes that a file may have; what writes more gets an error, as on a full disk.
+        moment: when one of the processes is killed.
+        log, processes, largest: as for [`apart`].
     """
-    environments: list[dict[str, str]] = [{}]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-        environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    log.unlink(missing_ok=True)
-    running = [
-        _CONTEXT.Process(target=_train, args=(argv, environment, moment, str(log), largest))
-        for environment in environments
-    ]
-    for process in running:
-        process.start()
-    end = time.monotonic() + (400 if seconds is None else seconds)
-    while any(process.is_alive() for process in running):
-        ended = [process.exitcode for process in running if not process.is_alive()]
-        if any(ended) or time.monotonic() > end:
-            for process in running:
-                process.kill()
-        running[0].join(0.02)
-    codes = [process.exitcode for process in running]
-    counts = Path(f"{log}.0.json")
-    return Training(
-        exit=next((code for code in codes if code), 0),
-        log=log.read_text() if log.exists() else "",
-        counts=json.loads(counts.read_text()) if counts.exists() else {},
-    )
+    counts = Path(f"{log}.json")
+    counts.unlink(missing_ok=True)
+    ended = apart(_train, (argv, moment, str(counts)), log, processes, largest)
+    return Training(*ended, json.loads(counts.read_text()) if counts.exists() else {})

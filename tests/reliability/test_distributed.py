@@ -1,0 +1,145 @@
+"""Two processes on gloo train and measure as one process with the same global batch does; one that dies ends all."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import CNN_TRANSFORMER, REWARD, RNN, settings, without_times
+from testing import ROOT
+from testing.apart import apart
+from testing.training import TINY, arguments
+
+from hf_captioner.commands import train
+from hf_captioner.models import attention
+from hf_captioner.trainers import CaptioningTrainer, SelfCriticalTrainer
+
+# Batch statistics of halves differ from those of the whole, and processes draw random numbers of their own: the vision
+# model is frozen, dropout is off, and what is sampled is replaced by a function of what it is sampled from.
+SAME = dict(freeze_vision=True, max_steps=4, eval_steps=2, save_steps=4, logging_steps=1)
+# Adam would turn a difference of rounding into one of a whole step, where a gradient is almost 0. The loss of an
+# evaluation is a mean of batches, so each image is a batch.
+SAME |= dict(optim="sgd", learning_rate=0.2, max_grad_norm=0, per_device_eval_batch_size=1)
+SAMPLED = {"attention_sampling": "hard", "expected_context_probability": 0.0}
+PLAIN = json.dumps({**TINY, "dropout": 0.0})
+SYSTEMS = {
+    "cross-entropy": dict(model_config=PLAIN),
+    "CNN-Transformer": dict(CNN_TRANSFORMER, model_config=CNN_TRANSFORMER["model_config"].replace("0.3", "0.0")),
+    "hard attention": dict(model_config=json.dumps({**json.loads(PLAIN), **SAMPLED})),
+    "by reward": dict(REWARD, model_config=PLAIN),
+}
+
+
+def without_chance() -> None:
+    """In place of samples: the most probable region, and captions that depend on the image's index."""
+
+    class Torch:
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        @staticmethod
+        def multinomial(weights, count):
+            return weights.argmax(-1, keepdim=True)
+
+    attention.torch = Torch()
+    usual = SelfCriticalTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.drawn_for = inputs["index"].tolist()
+        return usual(self, model, inputs, *args, **kwargs)
+
+    def samples(self, seen):
+        rows = []
+        for index in self.drawn_for:
+            generator = torch.Generator().manual_seed(index)
+            rows.append(torch.randint(4, 14, (self.samples_per_image, 4), generator=generator))
+        return torch.stack(rows), None
+
+    SelfCriticalTrainer.compute_loss, SelfCriticalTrainer._sample = compute_loss, samples
+
+
+def train_without_chance(argv: list[str], noted: str) -> None:
+    """Also writes down which images each evaluation was given, and what was generated for them."""
+    without_chance()
+    usual = CaptioningTrainer.evaluation_loop
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = usual(self, *args, **kwargs)
+        if self.args.process_index == 0:
+            pairs = zip(output.label_ids.tolist(), output.predictions.tolist(), strict=True)
+            rows = sorted({(index, tuple(tokens)) for index, tokens in pairs})
+            with Path(noted).open("a") as file:
+                file.write(json.dumps(rows) + "\n")
+        return output
+
+    CaptioningTrainer.evaluation_loop = evaluation_loop
+    train.main(argv)
+
+
+def trimmed(lines: str) -> list:
+    """Rows of (index, tokens) of every evaluation, without the padding, which depends on the batch."""
+    return [[(i, [t for t in tokens if t not in (1, -100)]) for i, tokens in json.loads(line)] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_two_processes_train_and_measure_as_one(tmp_path, system, faults):
+    """Seven images are evaluated: the shards are uneven."""
+    options = settings(**{**SYSTEMS[system], **SAME})
+    results = {}
+    for processes in (1, 2):
+        folder, noted = tmp_path / str(processes), tmp_path / f"{processes}.jsonl"
+        argv = arguments(folder, **{**options, "per_device_train_batch_size": 2 // processes})
+        done = apart(train_without_chance, (argv, str(noted)), tmp_path / "log", processes=processes)
+        assert done.exit == 0, done.log[-3000:]
+        state = json.loads((folder / "trainer_state.json").read_text())
+        results[processes] = (without_times(state["log_history"]), load_file(folder / "model.safetensors"))
+        results[processes] += (trimmed(noted.read_text().splitlines()),)
+    (log, weights, captions), (log_of_two, weights_of_two, captions_of_two) = results[1], results[2]
+    assert captions == captions_of_two and [[i for i, _ in rows] for rows in captions] == [list(range(7))] * 3
+    assert len(log) == len(log_of_two)
+    for line, other in zip(log, log_of_two, strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            if name == "reward_std":  # within a process
+                continue
+            assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (name, line, other)
+    for name, value in weights.items():
+        torch.testing.assert_close(weights_of_two[name], value, rtol=1e-3, atol=1e-5)
+
+
+DIES = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from hf_captioner.commands import train
+from hf_captioner.trainers import CaptioningTrainer
+usual = CaptioningTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if self.args.process_index == 1 and self.state.global_step == 1:
+        {what}
+    return usual(self, *args, **kwargs)
+CaptioningTrainer.training_step = training_step
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_training_with_its_traceback(tmp_path, faults):
+    script = tmp_path / "dies.py"
+    what = "raise ArithmeticError('of the second process')"
+    script.write_text(DIES.format(tests=str(ROOT / "tests"), root=str(ROOT), what=what))
+    argv = arguments(tmp_path / "folder", **settings(**RNN, per_device_train_batch_size=1))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    seconds = time.monotonic() - start
+    told = "ArithmeticError: of the second process" in done.stderr and "Traceback" in done.stderr
+    faults.count("one of two processes dies", 1, int(done.returncode != 0 and told), "ends with its traceback")
+    assert done.returncode != 0 and told, done.stderr[-3000:]
+    assert seconds < 300
