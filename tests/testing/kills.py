@@ -30,13 +30,16 @@ class Moment(NamedTuple):
 class _Killer:
     """Counts the events of a process, and kills it at its moment."""
 
-    def __init__(self, moment: Moment | None):
+    def __init__(self, moment: Moment | None, mark: Path):
         self.moment = moment
+        self.mark = mark  # a file that says who it was
         self.counts: Counter = Counter()
         self.inside = ""
 
     def event(self, kind: str) -> None:
         if self.moment is not None and (kind, self.counts[kind]) == self.moment[:2]:
+            self.inside = ""
+            self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         self.counts[kind] += 1
 
@@ -84,7 +87,7 @@ class _Killer:
         def timed(*args, **kwargs):
             start = time.monotonic()
             if killer.moment is not None and killer.moment.kind == "clock":
-                kill_later(killer.moment.count / 1000)
+                kill_later(killer.moment.count / 1000, killer.mark)
             result = usual_train(*args, **kwargs)
             killer.counts["clock"] = int(1000 * (time.monotonic() - start))
             return result
@@ -118,19 +121,20 @@ def _train(argv: list[str], moment: Moment | None, counts: str) -> None:
     from hf_captioner.commands import run, train
 
     rank = int(os.environ.get("RANK", 0))
-    killer = _Killer(moment if moment is not None and moment.rank == rank else None)
+    killer = _Killer(moment if moment is not None and moment.rank == rank else None, Path(f"{counts}.killed"))
     killer.watch()
     run(train.main, argv)
     if rank == 0:
         Path(counts).write_text(json.dumps(killer.counts))
 
 
-def kill_later(seconds: float) -> None:
+def kill_later(seconds: float, mark: Path) -> None:
     """Kills this process from another one, which holds no lock of it."""
     victim = os.getpid()
     if os.fork() == 0:
         time.sleep(seconds)
         if os.getppid() == victim:
+            mark.touch()
             os.kill(victim, signal.SIGKILL)
         os._exit(0)
 
@@ -138,7 +142,7 @@ def kill_later(seconds: float) -> None:
 class Training(NamedTuple):
     """How a training ended."""
 
-    exit: int  # -9 if it was killed
+    exit: int  # -9 if it was killed at its moment
     log: str
     counts: dict[str, int]  # events of the first process, if it came to its end
 
@@ -154,6 +158,10 @@ def train_apart(
         log, processes, largest: as for [`apart`].
     """
     counts = Path(f"{log}.json")
-    counts.unlink(missing_ok=True)
+    killed = Path(f"{counts}.killed")
+    for path in (counts, killed):
+        path.unlink(missing_ok=True)
     ended = apart(_train, (argv, moment, str(counts)), log, processes, largest)
-    return Training(*ended, json.loads(counts.read_text()) if counts.exists() else {})
+    # The others may notice before they are killed, too, and end with an error.
+    code = -signal.SIGKILL if killed.exists() else ended.exit
+    return Training(code, ended.log, json.loads(counts.read_text()) if counts.exists() else {})
