@@ -44,7 +44,7 @@ from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from . import run
 from .inputs import read_captioner, read_captions, refusing
-from .train_arguments import ModelArguments, ObjectiveArguments, parse_arguments
+from .train_arguments import GENERATION, ModelArguments, ObjectiveArguments, parse_arguments
 from .train_report import write_samples, write_training
 from .train_run import TrainingRun
 
@@ -56,8 +56,8 @@ def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedMo
     else:
         model, processor = read_captioner(model_args.model)
     check_agreement(model.config, processor.tokenizer)
-    lengths = {name: getattr(model_args, name) for name in ("max_new_tokens", "num_beams")}
-    model.generation_config.update(**{name: value for name, value in lengths.items() if value is not None})
+    options = {name: getattr(model_args, name) for name in GENERATION}
+    model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
     if model_args.freeze_vision:
         model.freeze_vision()
     return model, processor

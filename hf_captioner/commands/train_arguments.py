@@ -48,6 +48,7 @@ NEW_CAPTIONER = dict(
     min_frequency=1,
 )
 NEW_GENERATION = dict(max_new_tokens=20, num_beams=3)
+GENERATION = (*NEW_GENERATION, "length_penalty", "no_repeat_ngram_size")  # what is saved as generation defaults
 SELF_CRITICAL = dict(reward='{"cider_d": 1.0}', reward_baseline="leave_one_out", samples_per_image=5)
 
 
@@ -89,8 +90,18 @@ class ModelArguments:
         metadata={"help": "number of beams to save as the default; a saved captioner's own, or 3, by default"},
     )
 
+    length_penalty: float | None = field(
+        default=None, metadata={"help": "exponent of the length in beam search, saved as the default likewise"}
+    )
+    no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={"help": "sequences of so many tokens come once in a caption, saved as the default likewise; 0: no rule"},
+    )
+
     def __post_init__(self):
         check_positive(self, "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
+        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
+            raise InputError(f"`no_repeat_ngram_size` must be at least 0, got {self.no_repeat_ngram_size}")
         if self.model is not None:
             refuse_without_effect(self, NEW_CAPTIONER, "with `model`, which has its own")
         else:

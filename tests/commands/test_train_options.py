@@ -20,7 +20,7 @@ def saved(tmp_path_factory) -> Path:
     """A captioner whose generation defaults are not those of `train`."""
     folder = tmp_path_factory.mktemp("options") / "first"
     settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1)
-    train.main(arguments(folder, **settings, max_new_tokens=9, num_beams=2))
+    train.main(arguments(folder, **settings, max_new_tokens=9, num_beams=2, length_penalty=1.5, no_repeat_ngram_size=3))
     return folder
 
 
@@ -50,8 +50,11 @@ def test_generation_defaults_of_a_saved_captioner_stay(saved, tmp_path):
     train.main(command)
     found = GenerationConfig.from_pretrained(tmp_path / "second")
     assert (found.max_new_tokens, found.num_beams) == (9, 2)
-    train.main([*command[:-2], "--output_dir", str(tmp_path / "third"), "--num_beams", "4"])
-    assert GenerationConfig.from_pretrained(tmp_path / "third").num_beams == 4
+    assert (found.length_penalty, found.no_repeat_ngram_size) == (1.5, 3)
+    others = ["--num_beams", "4", "--no_repeat_ngram_size", "0"]
+    train.main([*command, "--output_dir", str(tmp_path / "third"), *others])
+    found = GenerationConfig.from_pretrained(tmp_path / "third")
+    assert (found.num_beams, found.length_penalty, found.no_repeat_ngram_size) == (4, 1.5, 0)
 
 
 def config_file(folder: Path, text: str) -> str:
@@ -92,6 +95,7 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--reward", '{"bleu_4": 1.0}'], "`reward` must be left out unless `objective` is self_critical"),
         (["--samples_per_image", "4"], "`samples_per_image` must be left out"),
         (["--freeze_vision", "--vision_learning_rate", "0.1"], "`vision_learning_rate` must be left out"),
+        (["--no_repeat_ngram_size", "-1"], "`no_repeat_ngram_size` must be at least 0, got -1"),
         (["--lerning_rate", "0.1"], "`--lerning_rate` is not an option; did you mean `learning_rate`"),
         (["--learning_rate", "fast"], "learning_rate.*fast"),
         (["--do_train", "false"], "`do_train` must be true unless `model`"),
