@@ -28,6 +28,7 @@ learned (reports, data workers, the feature cache's folder, save_total_limit) ma
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -60,6 +61,9 @@ def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedMo
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
     if model_args.freeze_vision:
         model.freeze_vision()
+    elif model_args.trainable_vision is not None:
+        with refusing(ValueError, re.error, what="`trainable_vision`: "):
+            model.unfreeze_vision(model_args.trainable_vision)
     return model, processor
 
 

@@ -69,6 +69,13 @@ class ModelArguments:
     )
     image_size: int | None = field(default=None, metadata={"help": "side of the square that images are resized to"})
     freeze_vision: bool = field(default=False, metadata={"help": "do not train the vision model"})
+    trainable_vision: str | None = field(
+        default=None,
+        metadata={
+            "help": "train only the vision model's parameters in whose name this regular expression is found; the "
+            "vision model stays in evaluation mode"
+        },
+    )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "of the vision model's parameters; `learning_rate` by default"}
     )
@@ -109,7 +116,7 @@ class ModelArguments:
             if "vocab_size" in json_mapping("model_config", self.model_config):
                 raise InputError("`model_config` must not hold `vocab_size`, which is the tokenizer's: set the option")
         if self.freeze_vision:
-            refuse_without_effect(self, ["vision_learning_rate"], "with `freeze_vision`")
+            refuse_without_effect(self, ["trainable_vision", "vision_learning_rate"], "with `freeze_vision`")
 
 
 @dataclass

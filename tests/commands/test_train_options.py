@@ -94,6 +94,7 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--objective", "self_critical", "--reward", "{"], "`reward` must be a mapping in JSON"),
         (["--reward", '{"bleu_4": 1.0}'], "`reward` must be left out unless `objective` is self_critical"),
         (["--samples_per_image", "4"], "`samples_per_image` must be left out"),
+        (["--freeze_vision", "--trainable_vision", "stages"], "`trainable_vision` must be left out"),
         (["--freeze_vision", "--vision_learning_rate", "0.1"], "`vision_learning_rate` must be left out"),
         (["--no_repeat_ngram_size", "-1"], "`no_repeat_ngram_size` must be at least 0, got -1"),
         (["--lerning_rate", "0.1"], "`--lerning_rate` is not an option; did you mean `learning_rate`"),

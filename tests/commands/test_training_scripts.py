@@ -103,6 +103,16 @@ def test_trains_a_saved_captioner_further_with_its_vision_model_unfrozen(tmp_pat
     assert any(moved) and not all(moved)
 
 
+def test_a_part_of_the_vision_model_is_trained(tmp_path):
+    settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1)
+    train.main(arguments(tmp_path / "first", freeze_vision=True, **settings))
+    second = dict(model=tmp_path / "first", trainable_vision=r"stages\.1", vision_learning_rate=0.01, max_steps=2)
+    train.main(arguments(tmp_path / "second", **{**settings, **second}))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    moved = {name for name in before if "vision_encoder" in name and not torch.equal(before[name], after[name])}
+    assert moved and all("stages.1" in name for name in moved)
+
+
 def test_the_best_checkpoint_is_the_one_that_is_saved(tmp_path):
     train.main(
         arguments(tmp_path, metric_for_best_model="loss", greater_is_better=False, learning_rate=0.5, max_grad_norm=0)
@@ -122,6 +132,8 @@ def test_the_best_checkpoint_is_the_one_that_is_saved(tmp_path):
         (dict(image_column="photo"), ValueError, "`image_column`.*photo"),
         (dict(label_smoothing_factor=0.1), ValueError, "label_smoothing_factor"),
         (dict(feature_cache="cache"), ValueError, "freeze_vision"),
+        (dict(trainable_vision="nowhere"), InputError, "`trainable_vision`: .*pattern.*nowhere"),
+        (dict(trainable_vision="(stages"), InputError, "`trainable_vision`: .*unterminated"),
         (dict(captions_per_image=0), ValueError, "captions_per_image"),
         (dict(tokenizer="letters"), ValueError, "letters"),
     ],
