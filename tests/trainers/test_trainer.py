@@ -36,7 +36,7 @@ def setup(tmp_path, rows=10, captions=None, **settings):
     # batch statistics would differ between batch sizes for reasons of their own
     model.freeze_vision()
     model.generation_config.max_new_tokens = 6
-    vision_learning_rate = settings.pop("vision_learning_rate", None)
+    ours = {name: settings.pop(name, None) for name in ("vision_learning_rate", "ema_decay")}
     arguments = dict(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -59,7 +59,7 @@ def setup(tmp_path, rows=10, captions=None, **settings):
         data_collator=CaptionCollator(processor),
         processing_class=processor,
         compute_metrics=caption_metrics(tokenizer, dataset["captions"][:]),
-        vision_learning_rate=vision_learning_rate,
+        **ours,
     )
     return trainer, processor, dataset
 
