@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel, set_seed
+from transformers import CONFIG_MAPPING, EarlyStoppingCallback, GenerationConfig, PreTrainedModel, set_seed
 
 from .. import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from ..compat import captioner_class
@@ -179,8 +179,12 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         compute_metrics=caption_metrics(processor.tokenizer, references),
         vision_learning_rate=model_args.vision_learning_rate,
+        ema_decay=objective.ema_decay,
         **settings,
     )
+    if objective.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(objective.early_stopping_patience))
+        args.restore_callback_states_from_checkpoint = True  # a resumed training goes on counting
     if args.do_train:
         training.begin()
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -148,7 +148,7 @@ class DataArguments(SourceArguments):
 
 @dataclass
 class ObjectiveArguments:
-    """What to train it for."""
+    """What to train it for, which of its weights are kept, and when to stop."""
 
     objective: str = field(
         default="cross_entropy",
@@ -169,8 +169,17 @@ class ObjectiveArguments:
     samples_per_image: int | None = field(
         default=None, metadata={"help": "self_critical: number of captions sampled for each image, 5 by default"}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "evaluate and save a moving average of the weights, of which a step leaves this much (0.999)"},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "stop after so many evaluations in a row without a better `metric_for_best_model`"},
+    )
 
     def __post_init__(self):
+        check_positive(self, "early_stopping_patience")
         if self.objective == "cross_entropy":
             refuse_without_effect(self, SELF_CRITICAL, "unless `objective` is self_critical")
         elif self.objective == "self_critical":
@@ -224,17 +233,27 @@ def parse_arguments(
     if model_args.model is None and "model_config" in settings:
         fields = json_mapping("model_config", settings["model_config"])
         model_args.model_config = json.dumps(fields | json.loads(model_args.model_config))
-    check_together(model_args, data_args, args)
+    check_together(model_args, data_args, objective, args)
     return model_args, data_args, objective, args
 
 
-def check_together(model_args: ModelArguments, data_args: DataArguments, args: Seq2SeqTrainingArguments) -> None:
-    """Settings of different groups that exclude each other."""
+def check_together(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    objective: ObjectiveArguments,
+    args: Seq2SeqTrainingArguments,
+) -> None:
+    """Settings of different groups that exclude or need each other."""
     if args.remove_unused_columns:
         raise InputError("`remove_unused_columns` must be false, for images and captions would be removed, got True")
     if data_args.feature_cache is not None and not model_args.freeze_vision:
         raise InputError(
             "`feature_cache` needs `freeze_vision`: the features of a vision model that is trained change"
+        )
+    if objective.early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise InputError(
+            "`early_stopping_patience` needs `load_best_model_at_end` and `metric_for_best_model`, "
+            f"got {objective.early_stopping_patience} without"
         )
     if not args.do_train:
         if model_args.model is None:

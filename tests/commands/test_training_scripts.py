@@ -103,6 +103,19 @@ def test_trains_a_saved_captioner_further_with_its_vision_model_unfrozen(tmp_pat
     assert any(moved) and not all(moved)
 
 
+def test_stops_when_nothing_gets_better(tmp_path):
+    """With a learning rate of nothing it never does: two evaluations after the first, also across a resume."""
+    settings = dict(early_stopping_patience=2, learning_rate=1e-30, max_steps=12, metric_for_best_model="loss")
+    settings |= dict(freeze_vision=True, greater_is_better=False, ema_decay=0.9, save_total_limit=9)
+    train.main(arguments(tmp_path, **settings))
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 6
+    for name in ("checkpoint-6", "trainer_state.json"):
+        (tmp_path / name).rename(tmp_path.parent / f"{tmp_path.name}-{name}")
+    train.main(arguments(tmp_path, **settings, resume_from_checkpoint="last"))
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 6
+    assert not [path for path in tmp_path.glob("*.pt")] and not (tmp_path / "optimised").exists()
+
+
 def test_a_part_of_the_vision_model_is_trained(tmp_path):
     settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1)
     train.main(arguments(tmp_path / "first", freeze_vision=True, **settings))
