@@ -32,20 +32,24 @@ import re
 import sys
 from pathlib import Path
 
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
+from torch.utils.data import Dataset as TorchDataset
 from transformers import CONFIG_MAPPING, EarlyStoppingCallback, GenerationConfig, PreTrainedModel, set_seed
 
 from .. import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from ..compat import captioner_class
 from ..data import CaptionCollator, cache_features
+from ..data.views import OneOfViews, RandomView, RandomViews, views_to_cache
 from ..errors import InputError
 from ..metrics import CaptionReward
 from ..models.configuration_captioner import CaptionerConfig
+from ..models.vision_encoder import VisionEncoder
 from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from . import run
 from .inputs import read_captioner, read_captions, refusing
-from .train_arguments import GENERATION, ModelArguments, ObjectiveArguments, parse_arguments
+from .train_arguments import GENERATION, DataArguments, ModelArguments, ObjectiveArguments, parse_arguments
 from .train_report import write_samples, write_training
 from .train_run import TrainingRun
 
@@ -129,6 +133,23 @@ def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
     return SelfCriticalTrainer, settings
 
 
+def features(
+    train: Dataset,
+    evaluation: Dataset,
+    vision_encoder: VisionEncoder,
+    image_processor: CaptionerImageProcessor,
+    data_args: DataArguments,
+) -> tuple[TorchDataset, TorchDataset]:
+    """Both data sets with features in place of images; in training they are of another view in every epoch."""
+
+    def cached(part, view=None):
+        return cache_features(part, vision_encoder, image_processor, data_args.feature_cache, view=view)
+
+    views = views_to_cache(data_args.flip, data_args.cached_crops or 0, data_args.smallest_crop)
+    seen = [cached(train, view) for view in views]
+    return seen[0] if len(seen) == 1 else OneOfViews(seen), cached(evaluation)
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, objective, args = parse_arguments(argv, __doc__)
@@ -166,10 +187,9 @@ def main(argv: list[str] | None = None) -> None:
     if data_args.feature_cache is not None:
         model.to(args.device)
         with args.main_process_first(desc="caching features"):
-            train, indexed = (
-                cache_features(part, model.vision_encoder, processor.image_processor, data_args.feature_cache)
-                for part in (train, indexed)
-            )
+            train, indexed = features(train, indexed, model.vision_encoder, processor.image_processor, data_args)
+    elif data_args.flip or data_args.smallest_crop is not None:
+        train = RandomViews(train, RandomView(data_args.flip, data_args.smallest_crop))
     trainer = trainer_class(
         model=model,
         args=args,

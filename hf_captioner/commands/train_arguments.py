@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from ..data.views import RandomView
 from ..errors import InputError
 from .inputs import SourceArguments
 from .parsing import CommandParser, json_mapping, read_settings
@@ -130,6 +131,13 @@ class DataArguments(SourceArguments):
     captions_per_image: int | None = field(
         default=None, metadata={"help": "how many to sample for each step; all by default"}
     )
+    flip: bool = field(
+        default=False, metadata={"help": "mirror training images at random; not where captions name left and right"}
+    )
+    smallest_crop: float | None = field(
+        default=None,
+        metadata={"help": "show a random part of each training image, at least this share of its area (0.7)"},
+    )
     check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
     feature_cache: str | None = field(
         default=None,
@@ -137,13 +145,25 @@ class DataArguments(SourceArguments):
             "help": "folder for the features of a frozen vision model, which then runs once per image, not per epoch"
         },
     )
+    cached_crops: int | None = field(
+        default=None,
+        metadata={"help": "number of cropped views in `feature_cache`, beside the whole image and with `flip` its mirror"},
+    )
     num_samples: int = field(
         default=12,
         metadata={"help": "number of evaluation images whose captions are written to samples.json after training"},
     )
 
     def __post_init__(self):
-        check_positive(self, "captions_per_image", "num_samples")
+        check_positive(self, "captions_per_image", "num_samples", "cached_crops")
+        RandomView(self.flip, self.smallest_crop)  # refuses other shares than those of an area
+        if self.feature_cache is None:
+            refuse_without_effect(self, ["cached_crops"], "without `feature_cache`")
+        elif (self.cached_crops is None) != (self.smallest_crop is None):
+            raise InputError(
+                "`smallest_crop` and `cached_crops` must come together with `feature_cache`, "
+                f"got {self.smallest_crop} and {self.cached_crops}"
+            )
 
 
 @dataclass

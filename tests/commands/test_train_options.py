@@ -98,6 +98,12 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--freeze_vision", "--vision_learning_rate", "0.1"], "`vision_learning_rate` must be left out"),
         (["--early_stopping_patience", "2"], "`early_stopping_patience` needs `load_best_model_at_end`"),
         (["--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0"),
+        (["--smallest_crop", "1.5"], "`smallest_crop` must be in"),
+        (["--cached_crops", "2"], "`cached_crops` must be left out without `feature_cache`, got 2"),
+        (
+            ["--feature_cache", "x", "--freeze_vision", "--smallest_crop", "0.7"],
+            "`smallest_crop` and `cached_crops` must come together with `feature_cache`, got 0.7 and None",
+        ),
         (["--no_repeat_ngram_size", "-1"], "`no_repeat_ngram_size` must be at least 0, got -1"),
         (["--lerning_rate", "0.1"], "`--lerning_rate` is not an option; did you mean `learning_rate`"),
         (["--learning_rate", "fast"], "learning_rate.*fast"),

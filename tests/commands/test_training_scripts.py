@@ -103,6 +103,20 @@ def test_trains_a_saved_captioner_further_with_its_vision_model_unfrozen(tmp_pat
     assert any(moved) and not all(moved)
 
 
+def test_views_of_the_training_images(tmp_path):
+    """In the cache those of training are four, those of evaluation one; from pixels they are drawn."""
+    settings = dict(freeze_vision=True, max_steps=2, eval_strategy="no", save_strategy="no", flip=True)
+    settings |= dict(smallest_crop=0.7, load_best_model_at_end=False)
+    train.main(arguments(tmp_path / "cached", **settings, cached_crops=2, feature_cache=tmp_path / "cache"))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4 + 1
+    train.main(arguments(tmp_path / "pixels", **settings))
+    plain = {name: value for name, value in settings.items() if name not in ("flip", "smallest_crop")}
+    train.main(arguments(tmp_path / "plain", **plain))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("cached", "pixels", "plain")]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert any(not torch.equal(weights[one][name], weights[other][name]) for name in weights[0])
+
+
 def test_stops_when_nothing_gets_better(tmp_path):
     """With a learning rate of nothing it never does: two evaluations after the first, also across a resume."""
     settings = dict(early_stopping_patience=2, learning_rate=1e-30, max_steps=12, metric_for_best_model="loss")
