@@ -16,6 +16,9 @@ trained by reward.
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive_scst \
         --model outputs/flickr8k_rnn_additive --train_data ... --eval_data ...
 
+With `--model`, `--model_config` names the fields of its configuration that change: another dropout, hard attention
+after soft.
+
 Settings are the options below, of which most are the fields of transformers' `Seq2SeqTrainingArguments`; what stands
 on the command line overrides the YAML file. Without `do_train` a saved captioner is evaluated, nothing else.
 
@@ -49,6 +52,7 @@ from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from . import run
 from .inputs import read_captioner, read_captions, refusing
+from .parsing import json_mapping
 from .train_arguments import GENERATION, DataArguments, ModelArguments, ObjectiveArguments, parse_arguments
 from .train_report import write_samples, write_training
 from .train_run import TrainingRun
@@ -59,7 +63,7 @@ def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedMo
     if model_args.model is None:
         model, processor = new_captioner(model_args, captions)
     else:
-        model, processor = read_captioner(model_args.model)
+        model, processor = read_captioner(model_args.model, json_mapping("model_config", model_args.model_config))
     check_agreement(model.config, processor.tokenizer)
     options = {name: getattr(model_args, name) for name in GENERATION}
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})

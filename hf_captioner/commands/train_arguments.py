@@ -41,7 +41,6 @@ def check_positive(arguments, *names: str) -> None:
 # What makes a new captioner. A saved one has all of it, and these options would do nothing.
 NEW_CAPTIONER = dict(
     model_type="rnn_captioner",
-    model_config="{}",
     vision_model=None,
     image_size=None,
     tokenizer="word",
@@ -63,7 +62,10 @@ class ModelArguments:
     )
     model_config: str | None = field(
         default=None,
-        metadata={"help": "fields of its configuration, as a JSON object; they override those of the settings file"},
+        metadata={
+            "help": "fields of its configuration, as a JSON object, with `model` those that change; they override those "
+            "of the settings file"
+        },
     )
     vision_model: str | None = field(
         default=None, metadata={"help": "folder or Hub name of pretrained vision weights for a new captioner"}
@@ -110,12 +112,13 @@ class ModelArguments:
         check_positive(self, "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
         if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
             raise InputError(f"`no_repeat_ngram_size` must be at least 0, got {self.no_repeat_ngram_size}")
+        fill_in(self, dict(model_config="{}"))
+        if "vocab_size" in json_mapping("model_config", self.model_config):
+            raise InputError("`model_config` must not hold `vocab_size`, which is the tokenizer's: set the option")
         if self.model is not None:
             refuse_without_effect(self, NEW_CAPTIONER, "with `model`, which has its own")
         else:
             fill_in(self, NEW_CAPTIONER | NEW_GENERATION)
-            if "vocab_size" in json_mapping("model_config", self.model_config):
-                raise InputError("`model_config` must not hold `vocab_size`, which is the tokenizer's: set the option")
         if self.freeze_vision:
             refuse_without_effect(self, ["trainable_vision", "vision_learning_rate"], "with `freeze_vision`")
 
@@ -217,7 +220,7 @@ def parse_arguments(
     """
     The settings of a command line, and of the YAML file that its `--config` names: the command line overrides it, but
     `model_config` is merged field by field, so that a single one can be changed. `--model` on the command line stands
-    in place of all with which the file describes a new captioner.
+    in place of all with which the file describes a new captioner, its `model_config` included.
 
     Args:
         argv: the arguments.
@@ -245,12 +248,13 @@ def parse_arguments(
     )
     settings = {} if given.config is None else read_settings(find_config(given.config), parser)
     if given.model is not None and "model" not in settings:
-        if dropped := [name for name in settings if name in NEW_CAPTIONER]:
+        described = {*NEW_CAPTIONER, "model_config"}
+        if dropped := [name for name in settings if name in described]:
             logger.warning("`model` stands in place of %s in %s", ", ".join(dropped), given.config)
-        settings = {name: value for name, value in settings.items() if name not in NEW_CAPTIONER}
+        settings = {name: value for name, value in settings.items() if name not in described}
     parser.set_defaults(**settings)
     model_args, data_args, objective, args, _ = parser.parse(argv)
-    if model_args.model is None and "model_config" in settings:
+    if "model_config" in settings:
         fields = json_mapping("model_config", settings["model_config"])
         model_args.model_config = json.dumps(fields | json.loads(model_args.model_config))
     check_together(model_args, data_args, objective, args)

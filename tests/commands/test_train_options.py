@@ -27,8 +27,6 @@ def saved(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "option,value",
     [
-        ("model_config", '{"hidden_size": 32}'),
-        ("model_config", "nonsense"),
         ("image_size", "64"),
         ("vision_model", "mobilenet"),
         ("model_type", "transformer_captioner"),
@@ -40,6 +38,46 @@ def saved(tmp_path_factory) -> Path:
 def test_what_describes_a_new_captioner_is_refused_with_a_saved_one(option, value):
     with pytest.raises(InputError, match=f"`{option}` must be left out with `model`.*{value[:8]}"):
         train.parse_arguments([*BASE, "--model", "outputs/first", f"--{option}", value])
+
+
+def test_single_fields_of_a_saved_captioner_change(saved, tmp_path):
+    """Those of the file and of the command line; all weights are where the first stage left them."""
+    path = config_file(tmp_path, f"model: {saved}\nmodel_config: {{dropout: 0.2, attention_sampling: hard}}\n")
+    changes = '{"attention_sampling": "hard", "label_smoothing": 0.1}'
+    still = ["--max_steps", "1", "--learning_rate", "1e-30", "--freeze_vision", "--disable_tqdm", "true"]
+    still += ["--report_to", "none", "--save_strategy", "no"]
+    for name, options in (
+        ("file", ["--config", path, "--model_config", '{"label_smoothing": 0.1}']),
+        ("line", ["--model", str(saved), "--model_config", changes]),
+    ):
+        train.main([*BASE, *options, *still, "--output_dir", str(tmp_path / name)])
+        first, second = (AutoModelForImageTextToText.from_pretrained(folder) for folder in (saved, tmp_path / name))
+        config = second.config
+        assert (config.attention_sampling, config.label_smoothing, config.hidden_size) == ("hard", 0.1, 16)
+        assert config.dropout == (0.2 if name == "file" else first.config.dropout)
+        for (key, theirs), mine in zip(first.named_parameters(), second.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, msg=lambda m, n=key: f"{n}: {m}")
+        assert "attention_baseline" in second.state_dict()
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ("nonsense", "`model_config` must be a mapping in JSON, got 'nonsense'"),
+        ('{"vocab_size": 50}', "`model_config` must not hold `vocab_size`"),
+        ('{"attenion": "dot"}', "`model_config` must hold fields of a rnn_captioner, got 'attenion'.*`attention`"),
+        ('{"dropout": 1.5}', "(?s)`model_config`: .*`dropout` must be in"),
+        ('{"dropout": "much"}', "(?s)`model_config`: .*dropout"),
+        ('{"hidden_size": 32}', "`model_config` must leave .* the weights that it has, got .*hidden_size"),
+        ('{"context_mlp": true}', "`model_config` must leave .* the weights that it has, got .*context_mlp"),
+        ('{"num_layers": 2}', "`model_config` must leave .* the weights that it has, got .*num_layers"),
+        ('{"attention": "dot"}', "`model_config` must leave .* the weights that it has, got .*dot"),
+    ],
+)
+def test_fields_that_a_saved_captioner_cannot_have_are_named(saved, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        train.main([*BASE, "--model", str(saved), "--model_config", fields, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_generation_defaults_of_a_saved_captioner_stay(saved, tmp_path):
@@ -77,7 +115,7 @@ def test_the_file_and_single_fields_of_the_model_are_merged(tmp_path, spelling):
 def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path, caplog):
     path = config_file(tmp_path, "model_type: transformer_captioner\nimage_size: 64\nmodel_config: {hidden_size: 8}\n")
     model_args, *_ = train.parse_arguments([*BASE, "--config", path, "--model", "outputs/first"])
-    assert model_args.model == "outputs/first" and model_args.model_config is None
+    assert model_args.model == "outputs/first" and model_args.model_config == "{}"
     assert "`model` stands in place of model_type, image_size, model_config" in caplog.text
     path = config_file(tmp_path, "model: outputs/first\nimage_size: 64\n")
     with pytest.raises(InputError, match="`image_size` must be left out"):
