@@ -64,7 +64,9 @@ class Arguments:
     )
     no_repeat_ngram_size: int | None = field(
         default=None,
-        metadata={"help": "sequences of so many tokens come once in a caption, by default the model's own; 0: no rule"},
+        metadata={
+            "help": "sequences of so many tokens come once in a caption, by default the model's own; 0: no rule"
+        },
     )
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "maximum number of tokens, by default the model's own"}

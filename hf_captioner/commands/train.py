@@ -133,6 +133,8 @@ def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
         reward=reward,
         samples_per_image=objective.samples_per_image,
         baseline=objective.reward_baseline,
+        candidates=objective.candidates,
+        cross_entropy=objective.cross_entropy,
     )
     return SelfCriticalTrainer, settings
 

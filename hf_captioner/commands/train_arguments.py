@@ -49,7 +49,13 @@ NEW_CAPTIONER = dict(
 )
 NEW_GENERATION = dict(max_new_tokens=20, num_beams=3)
 GENERATION = (*NEW_GENERATION, "length_penalty", "no_repeat_ngram_size")  # what is saved as generation defaults
-SELF_CRITICAL = dict(reward='{"cider_d": 1.0}', reward_baseline="leave_one_out", samples_per_image=5)
+SELF_CRITICAL = dict(
+    reward='{"cider_d": 1.0}',
+    reward_baseline="leave_one_out",
+    samples_per_image=5,
+    candidates="samples",
+    cross_entropy=0.0,
+)
 
 
 @dataclass
@@ -105,7 +111,9 @@ class ModelArguments:
     )
     no_repeat_ngram_size: int | None = field(
         default=None,
-        metadata={"help": "sequences of so many tokens come once in a caption, saved as the default likewise; 0: no rule"},
+        metadata={
+            "help": "sequences of so many tokens come once in a caption, saved as the default likewise; 0: no rule"
+        },
     )
 
     def __post_init__(self):
@@ -150,7 +158,9 @@ class DataArguments(SourceArguments):
     )
     cached_crops: int | None = field(
         default=None,
-        metadata={"help": "number of cropped views in `feature_cache`, beside the whole image and with `flip` its mirror"},
+        metadata={
+            "help": "number of cropped views in `feature_cache`, beside the whole image and with `flip` its mirror"
+        },
     )
     num_samples: int = field(
         default=12,
@@ -190,11 +200,21 @@ class ObjectiveArguments:
         },
     )
     samples_per_image: int | None = field(
-        default=None, metadata={"help": "self_critical: number of captions sampled for each image, 5 by default"}
+        default=None, metadata={"help": "self_critical: number of candidate captions for each image, 5 by default"}
+    )
+    candidates: str | None = field(
+        default=None,
+        metadata={"help": "self_critical: samples, the default, or beams, what beam search finds with so many beams"},
+    )
+    cross_entropy: float | None = field(
+        default=None,
+        metadata={"help": "self_critical: weight of the references' likelihood in the loss, 0 by default"},
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "evaluate and save a moving average of the weights, of which a step leaves this much (0.999)"},
+        metadata={
+            "help": "evaluate and save a moving average of the weights, of which a step leaves this much (0.999)"
+        },
     )
     early_stopping_patience: int | None = field(
         default=None,

@@ -20,7 +20,9 @@ def saved(tmp_path_factory) -> Path:
     """A captioner whose generation defaults are not those of `train`."""
     folder = tmp_path_factory.mktemp("options") / "first"
     settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1)
-    train.main(arguments(folder, **settings, max_new_tokens=9, num_beams=2, length_penalty=1.5, no_repeat_ngram_size=3))
+    train.main(
+        arguments(folder, **settings, max_new_tokens=9, num_beams=2, length_penalty=1.5, no_repeat_ngram_size=3)
+    )
     return folder
 
 

@@ -86,7 +86,9 @@ def test_the_views_of_the_cache_are_what_they_say(dataset, tmp_path, flip):
         for epoch in range(40):
             drawn.begin_epoch(3, epoch)
             found = drawn[row]
-            seen |= {i for i, one in enumerate(cached) if torch.equal(one[row]["image_features"], found["image_features"])}
+            seen |= {
+                i for i, one in enumerate(cached) if torch.equal(one[row]["image_features"], found["image_features"])
+            }
             assert found["captions"] == dataset[row]["captions"] and found["grid"] == (4, 4)
         assert seen == set(range(len(views)))
 
