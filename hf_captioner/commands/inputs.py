@@ -90,6 +90,7 @@ def read_captioner(
     unlike = {*info["missing_keys"], *info["unexpected_keys"], *(name for name, *_ in info["mismatched_keys"])}
     if unlike := sorted(unlike - {"attention_baseline"}):
         raise InputError(
-            f"`model_config` must leave {path_or_name} the weights that it has, got {fields}, which changes {unlike[0]}"
+            f"`model_config` must leave {path_or_name} the weights that it has, got {fields}, which changes "
+            f"{unlike[0]}"
         )
     return model, processor

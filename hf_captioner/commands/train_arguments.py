@@ -69,8 +69,8 @@ class ModelArguments:
     model_config: str | None = field(
         default=None,
         metadata={
-            "help": "fields of its configuration, as a JSON object, with `model` those that change; they override those "
-            "of the settings file"
+            "help": "fields of its configuration, as a JSON object, with `model` those that change; they override "
+            "those of the settings file"
         },
     )
     vision_model: str | None = field(

@@ -487,10 +487,10 @@ class RnnCaptionerForConditionalGeneration(
         (all labels -100) do not count.
 
         Hard attention adds two terms in training (section 4.1): `reinforce`, a surrogate whose gradient is the
-        REINFORCE estimate for the sampled regions (unless `hard_gradient` is another), and `entropy`. The reward of a region is the log-likelihood of the
-        word it was chosen for and of all later words, minus these words' baselines; earlier words do not depend on it.
-        The paper uses the log-likelihood of the whole caption minus a single baseline: the expected gradient is the
-        same, its variance is higher.
+        REINFORCE estimate for the sampled regions (unless `hard_gradient` is another), and `entropy`. The reward of a
+        region is the log-likelihood of the word it was chosen for and of all later words, minus these words'
+        baselines; earlier words do not depend on it. The paper uses the log-likelihood of the whole caption minus a
+        single baseline: the expected gradient is the same, its variance is higher.
         """
         terms, statistics = {}, {}
         if not self.loss_reads_attentions:

@@ -142,13 +142,13 @@ def from_evaluation(report: dict) -> dict:
         "measured_on": (
             f"By `training/evaluate_captions.py` on `{setting['data']}`: {setting['num_images']} images with "
             f"{setting['num_references']} references, beams: {setting['num_beams']}, at most "
-            f"{setting['max_new_tokens']} tokens{rule}. Tokens are those of the COCO caption evaluation; intervals are "
-            "bootstrapped over images."
+            f"{setting['max_new_tokens']} tokens{rule}. Tokens are those of the COCO caption evaluation; intervals "
+            "are bootstrapped over images."
         ),
         "checks": (
             f"Different captions: {100 * checks['unique_ratio']:.1f} %; words used: {checks['vocabulary']}; words a "
-            f"caption: {checks['mean_length']:.1f}; bad endings: {100 * checks['bad_ending_rate']:.1f} %{repetitions}. "
-            f"Handed to other images, the captions' CIDEr-D falls from {checks['cider_d']:.4f} to "
+            f"caption: {checks['mean_length']:.1f}; bad endings: {100 * checks['bad_ending_rate']:.1f} %{repetitions}."
+            f" Handed to other images, the captions' CIDEr-D falls from {checks['cider_d']:.4f} to "
             f"{checks['cider_d_shuffled']:.4f}."
         ),
     }

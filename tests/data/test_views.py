@@ -1,4 +1,4 @@
-"""Views of images: what they show, that the cache holds them, and that each epoch draws its own, the same every time."""
+"""Views of images: what they show, that the cache holds them, and that each epoch draws its own, always the same."""
 
 import numpy as np
 import pytest
