@@ -8,7 +8,7 @@ Trains a captioner of any family on any source of images and captions, and saves
 clone `training/train.py` stands for `-m hf_captioner.commands.train`:
 
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive \
-        --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
+        --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model efficientnet_lite2
 
 Captioners are usually trained in two stages, here two runs: the second starts from the first one's folder and is
 trained by reward.

@@ -28,8 +28,8 @@ class SelfCriticalTrainer(CaptioningTrainer):
 
     Captions are sampled from the whole distribution, including `<unk>`. With `candidates="beams"` they are what beam
     search finds (Cornia et al. 2020, section 3.3): no unbiased estimate, but it puts in order what beam search chooses
-    from, whereas samples above all teach the captioner to be certain of few captions. Dropout is off in sampling and in
-    the loss, as it is when the captioner is used. Hard attention takes its most probable region. Rewards enter the
+    from, whereas samples above all teach the captioner to be certain of few captions. Dropout is off in sampling and
+    in the loss, as it is when the captioner is used. Hard attention takes its most probable region. Rewards enter the
     model's loss as `row_weights`, so any captioner of this package can be trained, from images or from
     `image_features`.
 
