@@ -50,6 +50,7 @@ from ..models.configuration_captioner import CaptionerConfig
 from ..models.vision_encoder import VisionEncoder
 from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
+from ..trainers.adapters import add_adapters
 from . import run
 from .inputs import read_captioner, read_captions, refusing
 from .parsing import json_mapping
@@ -69,7 +70,7 @@ def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedMo
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
     if model_args.freeze_vision:
         model.freeze_vision()
-    elif model_args.trainable_vision is not None:
+    elif model_args.trainable_vision is not None and model_args.lora is None:
         with refusing(ValueError, re.error, what="`trainable_vision`: "):
             model.unfreeze_vision(model_args.trainable_vision)
     return model, processor
@@ -190,6 +191,10 @@ def main(argv: list[str] | None = None) -> None:
         part.select_columns(["image", "captions"]).add_column("index", list(range(len(part))))
         for part in (train, evaluation)
     )
+    adapted = None
+    if model_args.lora is not None:
+        with refusing(re.error, what="`trainable_vision`: "):
+            adapted = add_adapters(model.vision_encoder, model_args.lora, model_args.trainable_vision)
     if data_args.feature_cache is not None:
         model.to(args.device)
         with args.main_process_first(desc="caching features"):
@@ -214,6 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.do_train:
         training.begin()
         trainer.train(resume_from_checkpoint=checkpoint)
+        if adapted is not None:
+            adapted.merge_and_unload()
         trainer.save_model()
         trainer.save_state()
     num_beams = model.generation_config.num_beams or 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..data.views import RandomView
 from ..errors import InputError
@@ -85,6 +86,13 @@ class ModelArguments:
             "vision model stays in evaluation mode"
         },
     )
+    lora: int | None = field(
+        default=None,
+        metadata={
+            "help": "train low-rank adapters of this rank (8) in the vision model in place of its weights, with "
+            "`trainable_vision` only in the layers that it names; the saved model has them in its weights"
+        },
+    )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "of the vision model's parameters; `learning_rate` by default"}
     )
@@ -117,7 +125,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
+        check_positive(self, "lora", "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
         if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
             raise InputError(f"`no_repeat_ngram_size` must be at least 0, got {self.no_repeat_ngram_size}")
         fill_in(self, dict(model_config="{}"))
@@ -128,7 +136,7 @@ class ModelArguments:
         else:
             fill_in(self, NEW_CAPTIONER | NEW_GENERATION)
         if self.freeze_vision:
-            refuse_without_effect(self, ["trainable_vision", "vision_learning_rate"], "with `freeze_vision`")
+            refuse_without_effect(self, ["lora", "trainable_vision", "vision_learning_rate"], "with `freeze_vision`")
 
 
 @dataclass
@@ -298,6 +306,11 @@ def check_together(
         raise InputError(
             "`early_stopping_patience` needs `load_best_model_at_end` and `metric_for_best_model`, "
             f"got {objective.early_stopping_patience} without"
+        )
+    if model_args.lora is not None and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise InputError(
+            "`hub_strategy` must be end with `lora`, because checkpoints hold adapters, which only the trainer can "
+            f"load, got {args.hub_strategy.value}"
         )
     if not args.do_train:
         if model_args.model is None:

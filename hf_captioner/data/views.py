@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from .feature_cache import FeatureDataset
 
 _MOST_STRETCHED = 1.1  # width to height of a crop, against those of the image
 
@@ -135,7 +136,7 @@ class OneOfViews(DrawnRows):
         views: the data sets.
     """
 
-    def __init__(self, views: Sequence[Dataset]):
+    def __init__(self, views: Sequence[FeatureDataset]):
         super().__init__()
         self.views = views
 

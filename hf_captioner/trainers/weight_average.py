@@ -57,13 +57,14 @@ class WeightAverage(TrainerCallback):
         get_ema_multi_avg_fn(decay)(self.average, list(self._weights().values()), 0)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        if not (args.load_best_model_at_end and state.best_model_checkpoint):  # whose weights are averaged already
-            self._exchange()
-        self.average = None
+        averages, self.average = self.average, None
+        is_best = args.load_best_model_at_end and state.best_model_checkpoint  # whose weights are averaged already
+        if averages is not None and not is_best:
+            self._exchange(averages)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        for weight, average in zip(self._weights().values(), self.average, strict=True):
+    def _exchange(self, averages: list[torch.Tensor]) -> None:
+        for weight, average in zip(self._weights().values(), averages, strict=True):
             kept = weight.detach().clone()
             weight.copy_(average)
             average.copy_(kept)
@@ -71,14 +72,15 @@ class WeightAverage(TrainerCallback):
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averaged weights, if there are any."""
-        if self.average is None:
+        averages = self.average
+        if averages is None:
             yield
             return
-        self._exchange()
+        self._exchange(averages)
         try:
             yield
         finally:
-            self._exchange()
+            self._exchange(averages)
 
     def save(self, folder: Path) -> None:
         """The weights that the optimiser goes on from, into a checkpoint of the averaged ones."""

@@ -140,6 +140,30 @@ def test_a_part_of_the_vision_model_is_trained(tmp_path):
     assert moved and all("stages.1" in name for name in moved)
 
 
+def test_adapters_are_trained_and_become_weights(tmp_path):
+    """Rank 2 in one stage of the CNN; stopped and resumed, it comes to the same weights."""
+    settings = dict(eval_strategy="no", load_best_model_at_end=False, learning_rate=0.01, ema_decay=0.5)
+    train.main(arguments(tmp_path / "first", freeze_vision=True, max_steps=1, **settings))
+    second = dict(settings, model=tmp_path / "first", lora=2, trainable_vision=r"stages\.1.*convolution")
+    train.main(arguments(tmp_path / "second", **second))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert before.keys() == after.keys()
+    moved = {n for n in before if "vision_encoder" in n and not torch.equal(before[n], after[n])}
+    assert len(moved) > 1 and all("stages.1" in name and name.endswith("convolution.weight") for name in moved)
+    for name in moved:
+        assert torch.linalg.matrix_rank((after[name] - before[name]).flatten(1), rtol=1e-3) == 2
+    samples = json.loads((tmp_path / "second/samples.json").read_text())
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "second")
+    processor = CaptionerProcessor.from_pretrained(tmp_path / "second")
+    tokens = model.generate(**processor(shapes_dataset(1, seed=1)[0]["image"], return_tensors="pt"))
+    assert processor.decode(tokens[0], skip_special_tokens=True).strip() == samples[0]["caption"]
+    for path in (tmp_path / "second/checkpoint-4", tmp_path / "second/model.safetensors"):
+        path.rename(tmp_path / path.name)
+    train.main(arguments(tmp_path / "second", **second, resume_from_checkpoint="last"))
+    again = load_file(tmp_path / "second/model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
+
+
 def test_the_best_checkpoint_is_the_one_that_is_saved(tmp_path):
     train.main(
         arguments(tmp_path, metric_for_best_model="loss", greater_is_better=False, learning_rate=0.5, max_grad_norm=0)
@@ -161,6 +185,8 @@ def test_the_best_checkpoint_is_the_one_that_is_saved(tmp_path):
         (dict(feature_cache="cache"), ValueError, "freeze_vision"),
         (dict(trainable_vision="nowhere"), InputError, "`trainable_vision`: .*pattern.*nowhere"),
         (dict(trainable_vision="(stages"), InputError, "`trainable_vision`: .*unterminated"),
+        (dict(lora=2), InputError, "`lora` needs linear layers in the vision model, got none"),
+        (dict(lora=2, trainable_vision="nowhere"), InputError, "`lora` needs layers .*'nowhere' is found"),
         (dict(captions_per_image=0), ValueError, "captions_per_image"),
         (dict(tokenizer="letters"), ValueError, "letters"),
     ],
