@@ -88,7 +88,8 @@ def test_goes_on_from_a_checkpoint(tmp_path):
     assert last[0].keys() == expected.keys() and all(torch.equal(last[1][name], last[0][name]) for name in last[0])
     with pytest.raises(InputError, match="`ema_decay` must be given to go on from .*checkpoint-3"):
         setup(tmp_path / "without", **settings())[0].train(resume_from_checkpoint=checkpoint)
-    (tmp_path / "whole/checkpoint-3/optimised/weights.safetensors").unlink()
+    setup(tmp_path / "plain", **settings())[0].train()
+    checkpoint = str(tmp_path / "plain/checkpoint-3")
     with pytest.raises(InputError, match="go on from with `ema_decay` must be .*checkpoint-3"):
         setup(tmp_path / "other", ema_decay=0.9, **settings())[0].train(resume_from_checkpoint=checkpoint)
 
