@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench
+.PHONY: setup quickstart results test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench
 
 setup: $(INSTALLED)
 
@@ -18,6 +18,52 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: setup
 	rm -rf outputs/quickstart
 	$(RUN)/accelerate launch training/train.py --config training/configs/quickstart.yaml
+
+# Trains and measures the table of model_cards/README.md, one row after the other, from DATA, a folder with
+# flickr8k/train.parquet, flickr8k/validation.parquet and efficientnet_lite2_imagenet/. A row that is there is left as it
+# is, one that was stopped goes on. ROWS="additive dot" makes some of them, -n only prints the commands.
+DATA ?= $(or $(HF_CAPTIONER_DATA),../shared/data)
+RESULTS ?= outputs/results
+ROWS ?= show_and_tell_lstm show_and_tell_gru additive dot scaled_dot multi_head hard hard_multi_head \
+	cnn_transformer additive_scst cnn_transformer_scst unfrozen unfrozen_scst
+SEED ?= 0
+SOFT := --config flickr8k_rnn_additive
+REWARD := --config flickr8k_rnn_additive_scst
+NEW := --vision_model $(DATA)/efficientnet_lite2_imagenet
+CACHED := --feature_cache $(RESULTS)/features
+
+results: $(ROWS:%=$(RESULTS)/%/evaluation/metrics.json)
+
+show_and_tell_lstm := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "none", "attention_size": null}'
+show_and_tell_gru := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "none", "attention_size": null, "cell": "gru"}'
+additive := $(SOFT) $(NEW) $(CACHED)
+dot := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "dot"}'
+scaled_dot := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "scaled_dot"}'
+multi_head := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "multi_head"}'
+cnn_transformer := --config flickr8k_cnn_transformer $(NEW) $(CACHED)
+hard := --config flickr8k_rnn_hard $(CACHED) --model $(RESULTS)/additive
+hard_multi_head := --config flickr8k_rnn_hard $(CACHED) --model $(RESULTS)/multi_head
+unfrozen := --config flickr8k_rnn_additive_unfrozen --model $(RESULTS)/additive
+additive_scst := $(REWARD) $(CACHED) --model $(RESULTS)/additive
+cnn_transformer_scst := $(REWARD) $(CACHED) --model $(RESULTS)/cnn_transformer
+unfrozen_scst := $(REWARD) $(CACHED) --model $(RESULTS)/unfrozen
+
+# training.json is what a training writes when everything else is there
+$(RESULTS)/hard/training.json $(RESULTS)/unfrozen/training.json $(RESULTS)/additive_scst/training.json: \
+	$(RESULTS)/additive/training.json
+$(RESULTS)/hard_multi_head/training.json: $(RESULTS)/multi_head/training.json
+$(RESULTS)/cnn_transformer_scst/training.json: $(RESULTS)/cnn_transformer/training.json
+$(RESULTS)/unfrozen_scst/training.json: $(RESULTS)/unfrozen/training.json
+
+$(RESULTS)/%/training.json: | setup
+	$(RUN)/accelerate launch training/train.py $($*) --output_dir $(@D) --seed $(SEED) \
+		--train_data $(DATA)/flickr8k/train.parquet --eval_data $(DATA)/flickr8k/validation.parquet
+
+$(RESULTS)/%/evaluation/metrics.json: $(RESULTS)/%/training.json
+	$(RUN)/hf-captioner evaluate --model $(RESULTS)/$* --data $(DATA)/flickr8k/validation.parquet --output_dir $(@D)
+	$(RUN)/hf-captioner card --model $(RESULTS)/$* --evaluation $(@D)
+
+.SECONDARY: # without it make deletes training.json, which only led to metrics.json
 
 test: setup
 	$(RUN)/ruff check .

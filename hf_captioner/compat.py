@@ -139,6 +139,22 @@ class TrainerInternals(Seq2SeqTrainer):
         else:
             self.push_in_progress.jobs.extend(pushes)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Overrides `Trainer._save_optimizer_and_scheduler`, called for a checkpoint that can be resumed from."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.add_to_checkpoint(Path(output_dir))
+
+    def add_to_checkpoint(self, folder: Path) -> None:
+        """Saves what a training needs to go on, beside what the Trainer itself keeps."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Overrides `Trainer._load_from_checkpoint`, which loads the model's weights when a training is resumed."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.take_from_checkpoint(Path(resume_from_checkpoint))
+
+    def take_from_checkpoint(self, folder: Path) -> None:
+        """Takes up what [`add_to_checkpoint`] saved, after the model's weights."""
+
     def _get_num_items_in_batch(self, batch_samples: list[dict], device):
         """Overrides `Trainer._get_num_items_in_batch`, by whose result the loss of an accumulated step is divided."""
         return self.count_items(batch_samples, device)

@@ -145,6 +145,8 @@ def test_a_metric_in_memory_makes_no_folder(tmp_path, monkeypatch):
         "_save_checkpoint": ["self", "model", "trial"],
         "_push_from_checkpoint": ["self", "checkpoint_folder"],
         "_prepare_inputs": ["self", "inputs"],
+        "_save_optimizer_and_scheduler": ["self", "output_dir"],
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     }.items(),
 )
 def test_hooks_of_the_trainer(name, parameters):

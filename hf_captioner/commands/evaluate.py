@@ -62,6 +62,12 @@ class Arguments:
     length_penalty: float | None = field(
         default=None, metadata={"help": "exponent of the length in beam search, by default the model's own"}
     )
+    no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "sequences of so many tokens come once in a caption, by default the model's own; 0: no rule"
+        },
+    )
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "maximum number of tokens, by default the model's own"}
     )
@@ -102,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     ids = image_ids(dataset, args.id_column)
     model, processor = read_captioner(args.model)
     model = model.to(state.device).eval()
-    options = {name: getattr(args, name) for name in ("num_beams", "length_penalty", "max_new_tokens")}
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens")
+    options = {name: getattr(args, name) for name in names}
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
 
     setting = describe(args, dataset, ids, model, processor)
@@ -165,6 +172,7 @@ def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor
         "references_sha256": hashlib.sha256(json.dumps([ids, references]).encode()).hexdigest(),
         "num_beams": generation.num_beams or 1,
         "length_penalty": 1.0 if generation.length_penalty is None else generation.length_penalty,
+        "no_repeat_ngram_size": generation.no_repeat_ngram_size or 0,
         "max_new_tokens": generation.max_new_tokens,
         "generation_config": {k: v for k, v in generation.to_dict().items() if k != "transformers_version"},
         "processor_sha256": processor_sha256(processor),

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from datasets.exceptions import DatasetsError
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from .. import CaptionerProcessor
 from ..data import load_captions
 from ..data.sources import FORMAT_NAMES
 from ..errors import InputError
+from ..models.configuration_captioner import did_you_mean
 
 
 @dataclass(kw_only=True)
@@ -58,13 +60,37 @@ def read_captions(source: str, *args, **kwargs) -> Dataset:
         return load_captions(source, *args, **kwargs)
 
 
-def read_captioner(path_or_name: str) -> tuple[PreTrainedModel, CaptionerProcessor]:
+def read_captioner(
+    path_or_name: str, fields: dict[str, Any] | None = None
+) -> tuple[PreTrainedModel, CaptionerProcessor]:
     """
     A saved captioner in single precision, and its processor.
 
+    Args:
+        path_or_name: its folder, or its name on the Hub.
+        fields: of its configuration, in place of the saved ones.
+
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or it cannot have such fields.
     """
     with refusing(OSError, ValueError, what=f"`model` must be a captioner's folder or Hub name, got {path_or_name}: "):
-        model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=torch.float32)
-        return model, CaptionerProcessor.from_pretrained(path_or_name)
+        if not fields:
+            model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=torch.float32)
+            return model, CaptionerProcessor.from_pretrained(path_or_name)
+        config = AutoConfig.from_pretrained(path_or_name)
+        processor = CaptionerProcessor.from_pretrained(path_or_name)
+    for name in fields:
+        if name not in config.to_dict():
+            hint = did_you_mean(name, config.to_dict())
+            raise InputError(f"`model_config` must hold fields of a {config.model_type}, got {name!r}{hint}")
+    options = dict(dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)  # which it says
+    with refusing(ValueError, StrictDataclassError, what="`model_config`: "):
+        model, info = AutoModelForImageTextToText.from_pretrained(path_or_name, **options, **fields)
+    # A baseline of REINFORCE is no weight: hard attention begins with that of a uniform distribution.
+    unlike = {*info["missing_keys"], *info["unexpected_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if unlike := sorted(unlike - {"attention_baseline"}):
+        raise InputError(
+            f"`model_config` must leave {path_or_name} the weights that it has, got {fields}, which changes "
+            f"{unlike[0]}"
+        )
+    return model, processor

@@ -8,13 +8,16 @@ Trains a captioner of any family on any source of images and captions, and saves
 clone `training/train.py` stands for `-m hf_captioner.commands.train`:
 
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive \
-        --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model mobilenet_v2
+        --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model efficientnet_lite2
 
 Captioners are usually trained in two stages, here two runs: the second starts from the first one's folder and is
 trained by reward.
 
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive_scst \
         --model outputs/flickr8k_rnn_additive --train_data ... --eval_data ...
+
+With `--model`, `--model_config` names the fields of its configuration that change: another dropout, hard attention
+after soft.
 
 Settings are the options below, of which most are the fields of transformers' `Seq2SeqTrainingArguments`; what stands
 on the command line overrides the YAML file. Without `do_train` a saved captioner is evaluated, nothing else.
@@ -28,23 +31,30 @@ learned (reports, data workers, the feature cache's folder, save_total_limit) ma
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel, set_seed
+from torch.utils.data import Dataset as TorchDataset
+from transformers import CONFIG_MAPPING, EarlyStoppingCallback, GenerationConfig, PreTrainedModel, set_seed
 
 from .. import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from ..compat import captioner_class
 from ..data import CaptionCollator, cache_features
+from ..data.views import OneOfViews, RandomView, RandomViews, views_to_cache
 from ..errors import InputError
 from ..metrics import CaptionReward
 from ..models.configuration_captioner import CaptionerConfig
+from ..models.vision_encoder import VisionEncoder
 from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
+from ..trainers.adapters import add_adapters
 from . import run
 from .inputs import read_captioner, read_captions, refusing
-from .train_arguments import ModelArguments, ObjectiveArguments, parse_arguments
+from .parsing import json_mapping
+from .train_arguments import GENERATION, DataArguments, ModelArguments, ObjectiveArguments, parse_arguments
 from .train_report import write_samples, write_training
 from .train_run import TrainingRun
 
@@ -54,12 +64,15 @@ def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedMo
     if model_args.model is None:
         model, processor = new_captioner(model_args, captions)
     else:
-        model, processor = read_captioner(model_args.model)
+        model, processor = read_captioner(model_args.model, json_mapping("model_config", model_args.model_config))
     check_agreement(model.config, processor.tokenizer)
-    lengths = {name: getattr(model_args, name) for name in ("max_new_tokens", "num_beams")}
-    model.generation_config.update(**{name: value for name, value in lengths.items() if value is not None})
+    options = {name: getattr(model_args, name) for name in GENERATION}
+    model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
     if model_args.freeze_vision:
         model.freeze_vision()
+    elif model_args.trainable_vision is not None and model_args.lora is None:
+        with refusing(ValueError, re.error, what="`trainable_vision`: "):
+            model.unfreeze_vision(model_args.trainable_vision)
     return model, processor
 
 
@@ -121,8 +134,27 @@ def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
         reward=reward,
         samples_per_image=objective.samples_per_image,
         baseline=objective.reward_baseline,
+        candidates=objective.candidates,
+        cross_entropy=objective.cross_entropy,
     )
     return SelfCriticalTrainer, settings
+
+
+def features(
+    train: Dataset,
+    evaluation: Dataset,
+    vision_encoder: VisionEncoder,
+    image_processor: CaptionerImageProcessor,
+    data_args: DataArguments,
+) -> tuple[TorchDataset, TorchDataset]:
+    """Both data sets with features in place of images; in training they are of another view in every epoch."""
+
+    def cached(part, view=None):
+        return cache_features(part, vision_encoder, image_processor, data_args.feature_cache, view=view)
+
+    views = views_to_cache(data_args.flip, data_args.cached_crops or 0, data_args.smallest_crop)
+    seen = [cached(train, view) for view in views]
+    return seen[0] if len(seen) == 1 else OneOfViews(seen), cached(evaluation)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -159,13 +191,16 @@ def main(argv: list[str] | None = None) -> None:
         part.select_columns(["image", "captions"]).add_column("index", list(range(len(part))))
         for part in (train, evaluation)
     )
+    adapted = None
+    if model_args.lora is not None:
+        with refusing(re.error, what="`trainable_vision`: "):
+            adapted = add_adapters(model.vision_encoder, model_args.lora, model_args.trainable_vision)
     if data_args.feature_cache is not None:
         model.to(args.device)
         with args.main_process_first(desc="caching features"):
-            train, indexed = (
-                cache_features(part, model.vision_encoder, processor.image_processor, data_args.feature_cache)
-                for part in (train, indexed)
-            )
+            train, indexed = features(train, indexed, model.vision_encoder, processor.image_processor, data_args)
+    elif data_args.flip or data_args.smallest_crop is not None:
+        train = RandomViews(train, RandomView(data_args.flip, data_args.smallest_crop))
     trainer = trainer_class(
         model=model,
         args=args,
@@ -175,11 +210,17 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         compute_metrics=caption_metrics(processor.tokenizer, references),
         vision_learning_rate=model_args.vision_learning_rate,
+        ema_decay=objective.ema_decay,
         **settings,
     )
+    if objective.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(objective.early_stopping_patience))
+        args.restore_callback_states_from_checkpoint = True  # a resumed training goes on counting
     if args.do_train:
         training.begin()
         trainer.train(resume_from_checkpoint=checkpoint)
+        if adapted is not None:
+            adapted.merge_and_unload()
         trainer.save_model()
         trainer.save_state()
     num_beams = model.generation_config.num_beams or 1

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_utils import HubStrategy
 
+from ..data.views import RandomView
 from ..errors import InputError
 from .inputs import SourceArguments
 from .parsing import CommandParser, json_mapping, read_settings
@@ -40,7 +42,6 @@ def check_positive(arguments, *names: str) -> None:
 # What makes a new captioner. A saved one has all of it, and these options would do nothing.
 NEW_CAPTIONER = dict(
     model_type="rnn_captioner",
-    model_config="{}",
     vision_model=None,
     image_size=None,
     tokenizer="word",
@@ -48,7 +49,14 @@ NEW_CAPTIONER = dict(
     min_frequency=1,
 )
 NEW_GENERATION = dict(max_new_tokens=20, num_beams=3)
-SELF_CRITICAL = dict(reward='{"cider_d": 1.0}', reward_baseline="leave_one_out", samples_per_image=5)
+GENERATION = (*NEW_GENERATION, "length_penalty", "no_repeat_ngram_size")  # what is saved as generation defaults
+SELF_CRITICAL = dict(
+    reward='{"cider_d": 1.0}',
+    reward_baseline="leave_one_out",
+    samples_per_image=5,
+    candidates="samples",
+    cross_entropy=0.0,
+)
 
 
 @dataclass
@@ -61,13 +69,30 @@ class ModelArguments:
     )
     model_config: str | None = field(
         default=None,
-        metadata={"help": "fields of its configuration, as a JSON object; they override those of the settings file"},
+        metadata={
+            "help": "fields of its configuration, as a JSON object, with `model` those that change; they override "
+            "those of the settings file"
+        },
     )
     vision_model: str | None = field(
         default=None, metadata={"help": "folder or Hub name of pretrained vision weights for a new captioner"}
     )
     image_size: int | None = field(default=None, metadata={"help": "side of the square that images are resized to"})
     freeze_vision: bool = field(default=False, metadata={"help": "do not train the vision model"})
+    trainable_vision: str | None = field(
+        default=None,
+        metadata={
+            "help": "train only the vision model's parameters in whose name this regular expression is found; the "
+            "vision model stays in evaluation mode"
+        },
+    )
+    lora: int | None = field(
+        default=None,
+        metadata={
+            "help": "train low-rank adapters of this rank (8) in the vision model in place of its weights, with "
+            "`trainable_vision` only in the layers that it names; the saved model has them in its weights"
+        },
+    )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "of the vision model's parameters; `learning_rate` by default"}
     )
@@ -89,16 +114,29 @@ class ModelArguments:
         metadata={"help": "number of beams to save as the default; a saved captioner's own, or 3, by default"},
     )
 
+    length_penalty: float | None = field(
+        default=None, metadata={"help": "exponent of the length in beam search, saved as the default likewise"}
+    )
+    no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "sequences of so many tokens come once in a caption, saved as the default likewise; 0: no rule"
+        },
+    )
+
     def __post_init__(self):
-        check_positive(self, "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
+        check_positive(self, "lora", "image_size", "vocab_size", "min_frequency", "max_new_tokens", "num_beams")
+        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
+            raise InputError(f"`no_repeat_ngram_size` must be at least 0, got {self.no_repeat_ngram_size}")
+        fill_in(self, dict(model_config="{}"))
+        if "vocab_size" in json_mapping("model_config", self.model_config):
+            raise InputError("`model_config` must not hold `vocab_size`, which is the tokenizer's: set the option")
         if self.model is not None:
             refuse_without_effect(self, NEW_CAPTIONER, "with `model`, which has its own")
         else:
             fill_in(self, NEW_CAPTIONER | NEW_GENERATION)
-            if "vocab_size" in json_mapping("model_config", self.model_config):
-                raise InputError("`model_config` must not hold `vocab_size`, which is the tokenizer's: set the option")
         if self.freeze_vision:
-            refuse_without_effect(self, ["vision_learning_rate"], "with `freeze_vision`")
+            refuse_without_effect(self, ["lora", "trainable_vision", "vision_learning_rate"], "with `freeze_vision`")
 
 
 @dataclass
@@ -112,11 +150,24 @@ class DataArguments(SourceArguments):
     captions_per_image: int | None = field(
         default=None, metadata={"help": "how many to sample for each step; all by default"}
     )
+    flip: bool = field(
+        default=False, metadata={"help": "mirror training images at random; not where captions name left and right"}
+    )
+    smallest_crop: float | None = field(
+        default=None,
+        metadata={"help": "show a random part of each training image, at least this share of its area (0.7)"},
+    )
     check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
     feature_cache: str | None = field(
         default=None,
         metadata={
             "help": "folder for the features of a frozen vision model, which then runs once per image, not per epoch"
+        },
+    )
+    cached_crops: int | None = field(
+        default=None,
+        metadata={
+            "help": "number of cropped views in `feature_cache`, beside the whole image and with `flip` its mirror"
         },
     )
     num_samples: int = field(
@@ -125,12 +176,20 @@ class DataArguments(SourceArguments):
     )
 
     def __post_init__(self):
-        check_positive(self, "captions_per_image", "num_samples")
+        check_positive(self, "captions_per_image", "num_samples", "cached_crops")
+        RandomView(self.flip, self.smallest_crop)  # refuses other shares than those of an area
+        if self.feature_cache is None:
+            refuse_without_effect(self, ["cached_crops"], "without `feature_cache`")
+        elif (self.cached_crops is None) != (self.smallest_crop is None):
+            raise InputError(
+                "`smallest_crop` and `cached_crops` must come together with `feature_cache`, "
+                f"got {self.smallest_crop} and {self.cached_crops}"
+            )
 
 
 @dataclass
 class ObjectiveArguments:
-    """What to train it for."""
+    """What to train it for, which of its weights are kept, and when to stop."""
 
     objective: str = field(
         default="cross_entropy",
@@ -149,10 +208,29 @@ class ObjectiveArguments:
         },
     )
     samples_per_image: int | None = field(
-        default=None, metadata={"help": "self_critical: number of captions sampled for each image, 5 by default"}
+        default=None, metadata={"help": "self_critical: number of candidate captions for each image, 5 by default"}
+    )
+    candidates: str | None = field(
+        default=None,
+        metadata={"help": "self_critical: samples, the default, or beams, what beam search finds with so many beams"},
+    )
+    cross_entropy: float | None = field(
+        default=None,
+        metadata={"help": "self_critical: weight of the references' likelihood in the loss, 0 by default"},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate and save a moving average of the weights, of which a step leaves this much (0.999)"
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "stop after so many evaluations in a row without a better `metric_for_best_model`"},
     )
 
     def __post_init__(self):
+        check_positive(self, "early_stopping_patience")
         if self.objective == "cross_entropy":
             refuse_without_effect(self, SELF_CRITICAL, "unless `objective` is self_critical")
         elif self.objective == "self_critical":
@@ -170,7 +248,7 @@ def parse_arguments(
     """
     The settings of a command line, and of the YAML file that its `--config` names: the command line overrides it, but
     `model_config` is merged field by field, so that a single one can be changed. `--model` on the command line stands
-    in place of all with which the file describes a new captioner.
+    in place of all with which the file describes a new captioner, its `model_config` included.
 
     Args:
         argv: the arguments.
@@ -198,25 +276,41 @@ def parse_arguments(
     )
     settings = {} if given.config is None else read_settings(find_config(given.config), parser)
     if given.model is not None and "model" not in settings:
-        if dropped := [name for name in settings if name in NEW_CAPTIONER]:
+        described = {*NEW_CAPTIONER, "model_config"}
+        if dropped := [name for name in settings if name in described]:
             logger.warning("`model` stands in place of %s in %s", ", ".join(dropped), given.config)
-        settings = {name: value for name, value in settings.items() if name not in NEW_CAPTIONER}
+        settings = {name: value for name, value in settings.items() if name not in described}
     parser.set_defaults(**settings)
     model_args, data_args, objective, args, _ = parser.parse(argv)
-    if model_args.model is None and "model_config" in settings:
+    if "model_config" in settings:
         fields = json_mapping("model_config", settings["model_config"])
         model_args.model_config = json.dumps(fields | json.loads(model_args.model_config))
-    check_together(model_args, data_args, args)
+    check_together(model_args, data_args, objective, args)
     return model_args, data_args, objective, args
 
 
-def check_together(model_args: ModelArguments, data_args: DataArguments, args: Seq2SeqTrainingArguments) -> None:
-    """Settings of different groups that exclude each other."""
+def check_together(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    objective: ObjectiveArguments,
+    args: Seq2SeqTrainingArguments,
+) -> None:
+    """Settings of different groups that exclude or need each other."""
     if args.remove_unused_columns:
         raise InputError("`remove_unused_columns` must be false, for images and captions would be removed, got True")
     if data_args.feature_cache is not None and not model_args.freeze_vision:
         raise InputError(
             "`feature_cache` needs `freeze_vision`: the features of a vision model that is trained change"
+        )
+    if objective.early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise InputError(
+            "`early_stopping_patience` needs `load_best_model_at_end` and `metric_for_best_model`, "
+            f"got {objective.early_stopping_patience} without"
+        )
+    if model_args.lora is not None and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise InputError(
+            "`hub_strategy` must be end with `lora`, because checkpoints hold adapters, which only the trainer can "
+            f"load, got {args.hub_strategy.value}"
         )
     if not args.do_train:
         if model_args.model is None:

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -48,8 +50,8 @@ class FeatureDataset(Dataset):
         return {**self.__dict__, "_features": None}
 
 
-def _fingerprint(dataset, vision_encoder, image_processor) -> str:
-    """A hash of the weights, the preprocessing and the images: if one of them changes, so does it."""
+def _fingerprint(dataset, vision_encoder, image_processor, view) -> str:
+    """A hash of the weights, the preprocessing, the view and the images: if one of them changes, so does it."""
     digest = hashlib.sha256(f"features and grid of {vision_encoder.layer}".encode())
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -57,6 +59,8 @@ def _fingerprint(dataset, vision_encoder, image_processor) -> str:
     settings = image_processor.to_dict()
     settings.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    if view is not None:
+        digest.update(repr(view).encode())
     digest.update(dataset_fingerprint(dataset.select_columns(["image"])).encode())
     return digest.hexdigest()[:16]
 
@@ -69,6 +73,7 @@ def cache_features(
     folder: str | Path,
     batch_size: int = 32,
     num_workers: int = 0,
+    view: Callable[[Image.Image], Image.Image] | None = None,
 ) -> FeatureDataset:
     """
     Runs the vision model over every image, unless a file in the folder already holds the result for the same weights,
@@ -81,6 +86,7 @@ def cache_features(
         folder: folder for the file, whose size is images * regions * channels * bytes per number.
         batch_size: number of images that are processed at once.
         num_workers: number of processes that read images.
+        view: what is done to every image first, see [`views_to_cache`]; its `repr` must say all that it does.
 
     Returns:
         [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.
@@ -89,7 +95,7 @@ def cache_features(
         InputError: if the images do not all give the same grid.
     """
     folder = Path(folder)
-    path = folder / f"features-{_fingerprint(dataset, vision_encoder, image_processor)}.safetensors"
+    path = folder / f"features-{_fingerprint(dataset, vision_encoder, image_processor, view)}.safetensors"
     if path.exists():
         return FeatureDataset(dataset, path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +104,8 @@ def cache_features(
     vision_encoder.eval()
 
     def collate(rows):
-        return image_processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+        images = [row["image"] if view is None else view(row["image"]) for row in rows]
+        return image_processor(images, return_tensors="pt")["pixel_values"]
 
     loader = DataLoader(
         dataset.select_columns(["image"]), batch_size=batch_size, num_workers=num_workers, collate_fn=collate

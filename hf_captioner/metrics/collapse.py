@@ -23,6 +23,12 @@ def ends_badly(words: Sequence[str]) -> bool:
     return not words or words[-1] in BAD_ENDINGS
 
 
+def repeats(words: Sequence[str], length: int = 3) -> bool:
+    """Whether a caption says some `length` words in succession more than once ("a hat and a black hat and a")."""
+    sequences = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    return len(set(sequences)) < len(sequences)
+
+
 def collapse_checks(
     predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
 ) -> dict[str, float | int]:
@@ -38,6 +44,7 @@ def collapse_checks(
         - `vocabulary`: number of different words used.
         - `mean_length`: mean number of words of a caption.
         - `bad_ending_rate`: share of captions for which [`ends_badly`] is true.
+        - `repetition_rate`: share of captions that say some three words in succession more than once.
         - `cider_d` and `cider_d_shuffled`: of the captions, and of the same captions assigned to other images. The
           second is much lower if captions depend on their image.
 
@@ -58,6 +65,7 @@ def collapse_checks(
         "vocabulary": len({word for caption in captions for word in caption}),
         "mean_length": float(np.mean([len(caption) for caption in captions])),
         "bad_ending_rate": float(np.mean([ends_badly(caption) for caption in captions])),
+        "repetition_rate": float(np.mean([repeats(caption) for caption in captions])),
         "cider_d": float(scorer.score(captions, cooked).mean()),
         "cider_d_shuffled": float(scorer.score([captions[image] for image in other], cooked).mean()),
     }

@@ -24,6 +24,7 @@ ATTENTIONS: dict[str, type[Alignment] | None] = {
 _ALIGNMENT_FIELDS = ("attention_size", "num_attention_heads")  # read by some alignments and by nothing else
 _DEFAULT_HEADS = 8
 ATTENTION_SAMPLINGS = ("soft", "hard")
+HARD_GRADIENTS = ("reinforce", "straight_through")
 CELLS = ("lstm", "gru")
 
 
@@ -44,7 +45,7 @@ class RnnCaptionerConfig(CaptionerConfig):
         attention_sampling (`str`, defaults to `"soft"`):
             `"soft"`: the context vector is the weighted average of all regions. `"hard"`: it is a single region (one
             per head), sampled from the attention distribution in training and the most probable region in evaluation;
-            trained by the variational lower bound of Xu et al. 2015, section 4.1, with the last four fields below.
+            trained as `hard_gradient` says, with the last fields below.
         attention_size (`int`, *optional*):
             Width of keys and queries, by default `hidden_size`. `"general"` has none: its keys have the state's width.
         num_attention_heads (`int`, *optional*):
@@ -62,6 +63,12 @@ class RnnCaptionerConfig(CaptionerConfig):
             Weight of the penalty (1 - sum over time of alpha)^2, summed over the regions of a caption (Xu et al. 2015,
             equation 14). It encourages the model to look at every region over the course of a caption; 0 switches it
             off. With hard attention, alpha is the attention distribution, not the one-hot weights.
+        hard_gradient (`str`, defaults to `"reinforce"`):
+            Hard attention: how the choice of regions is trained. `"reinforce"`: the variational lower bound of Xu et
+            al. 2015, section 4.1, an unbiased estimate of high variance. `"straight_through"`: the forward pass uses
+            the sampled region, the backward pass the gradient of the expected context (Bengio et al. 2013,
+            arXiv:1308.3432, section 4): biased, of low variance; `reinforce_lambda` and `baseline_decay` then play no
+            part.
         reinforce_lambda (`float`, defaults to 1.0):
             Hard attention: weight lambda_r of the REINFORCE (score function) term (Xu et al. 2015, section 4.1). The
             paper tunes it on validation data; the defaults of this field and of `entropy_lambda` are those of the
@@ -90,6 +97,7 @@ class RnnCaptionerConfig(CaptionerConfig):
     num_layers: int = 1
     dropout: float | int = 0.5
     doubly_stochastic_lambda: float | int = 1.0
+    hard_gradient: str = "reinforce"
     reinforce_lambda: float | int = 1.0
     entropy_lambda: float | int = 0.002
     baseline_decay: float | int = 0.9
@@ -129,6 +137,7 @@ class RnnCaptionerConfig(CaptionerConfig):
         for name, choices in (
             ("attention", ATTENTIONS),
             ("attention_sampling", ATTENTION_SAMPLINGS),
+            ("hard_gradient", HARD_GRADIENTS),
             ("cell", CELLS),
         ):
             if getattr(self, name) not in choices:
@@ -146,6 +155,11 @@ class RnnCaptionerConfig(CaptionerConfig):
             ignored["context_mlp"] = self.context_mlp
         if self.region_size is None and not self.comes_from_file:
             ignored["region_dropout"] = self.region_dropout
+        if self.attention_sampling == "soft" and self.hard_gradient != "reinforce" and not self.comes_from_file:
+            raise ValueError(
+                "`hard_gradient` must be left out: it has no effect with attention_sampling='soft', "
+                f"got {self.hard_gradient!r}"
+            )
         for name, value in ignored.items():
             if value is not None:
                 raise ValueError(

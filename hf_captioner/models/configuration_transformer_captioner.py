@@ -22,6 +22,9 @@ class TransformerCaptionerConfig(CaptionerConfig):
             Number of self-attention layers over the regions, to which two-dimensional sinusoidal positions are added
             first. With 0, the decoder's keys and values are computed from the vision model's regions directly, and no
             positions are added.
+        region_norm (`bool`, defaults to `False`):
+            Whether regions are layer-normalised before anything else is done with them. Hidden states of different
+            layers of a vision model have different scales, see `vision_feature_layer`.
         decoder_layers (`int`, defaults to 6): Layers over the words, each of which attends to the regions.
         num_attention_heads (`int`, defaults to 8):
             Number of heads in every attention layer; they must divide `hidden_size`.
@@ -43,6 +46,7 @@ class TransformerCaptionerConfig(CaptionerConfig):
     attribute_map = {"num_hidden_layers": "decoder_layers"}
 
     encoder_layers: int = 6
+    region_norm: bool = False
     decoder_layers: int = 6
     num_attention_heads: int = 8
     intermediate_size: int = 2048

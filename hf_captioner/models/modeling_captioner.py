@@ -81,12 +81,19 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         self.vision_encoder.set_trainable(False)
         self.vision_encoder.train(self.training)
 
-    def unfreeze_vision(self) -> None:
+    def unfreeze_vision(self, pattern: str | None = None) -> None:
         """
         Makes the vision model trainable, except for parameters that its regions do not depend on (poolers, mask
         tokens).
+
+        Args:
+            pattern: a regular expression. Only parameters in whose name, as `vision_encoder.model` has it, it is found
+                are trained; the vision model then stays in evaluation mode.
+
+        Raises:
+            ValueError: if no parameter's name fits.
         """
-        self.vision_encoder.set_trainable(True)
+        self.vision_encoder.set_trainable(True, pattern)
         self.vision_encoder.train(self.training)
 
     @classmethod

@@ -175,6 +175,7 @@ class RnnCaptionerAttendingLayer(nn.Module):
         super().__init__()
         self.cell = config.cell
         self.is_hard = config.attention_sampling == "hard"
+        self.passes_through = config.hard_gradient == "straight_through"
         hidden = config.hidden_size
         self.alignment = config.alignment(config)
         context_size = config.alignment.context_size(config, region_size)
@@ -193,6 +194,9 @@ class RnnCaptionerAttendingLayer(nn.Module):
         if not self.is_hard:
             return soft_selection(scores)
         weights = hard_selection(scores, sample)
+        if self.training and self.passes_through:
+            expected = soft_selection(scores)
+            weights = weights + (expected - expected.detach())  # adds 0, and the gradient
         if expects_context is not None:
             expects_context = expects_context.view(scores.shape[0], 1, -1, 1)
             weights = torch.where(expects_context, soft_selection(scores), weights)
@@ -483,10 +487,10 @@ class RnnCaptionerForConditionalGeneration(
         (all labels -100) do not count.
 
         Hard attention adds two terms in training (section 4.1): `reinforce`, a surrogate whose gradient is the
-        REINFORCE estimate for the sampled regions, and `entropy`. The reward of a region is the log-likelihood of the
-        word it was chosen for and of all later words, minus these words' baselines; earlier words do not depend on it.
-        The paper uses the log-likelihood of the whole caption minus a single baseline: the expected gradient is the
-        same, its variance is higher.
+        REINFORCE estimate for the sampled regions (unless `hard_gradient` is another), and `entropy`. The reward of a
+        region is the log-likelihood of the word it was chosen for and of all later words, minus these words'
+        baselines; earlier words do not depend on it. The paper uses the log-likelihood of the whole caption minus a
+        single baseline: the expected gradient is the same, its variance is higher.
         """
         terms, statistics = {}, {}
         if not self.loss_reads_attentions:
@@ -497,7 +501,7 @@ class RnnCaptionerForConditionalGeneration(
             alpha = (weights if log_probs is None else log_probs.exp()).mean(dim=1) * real[..., None]  # (N, T, L)
             per_region = (1 - alpha.sum(dim=1)) ** 2 * real.any(dim=-1, keepdim=True)
             terms["doubly_stochastic"] = config.doubly_stochastic_lambda * per_region.sum()
-        if outputs.expects_context is not None:
+        if outputs.expects_context is not None and config.hard_gradient == "reinforce":
             drawn = real & ~outputs.expects_context[:, None]  # (N, T)
             words = labels.clamp(min=0)
             baseline = self.attention_baseline[words] * drawn
@@ -505,11 +509,12 @@ class RnnCaptionerForConditionalGeneration(
             advantage = _reward_to_go(log_likelihood - baseline) * drawn
             score = (log_probs * weights.detach()).sum(dim=(1, 3))  # of the sampled region, summed over heads
             terms["reinforce"] = -config.reinforce_lambda * (advantage * score).sum()
+            statistics["attention_baseline"] = baseline.sum() / drawn.sum().clamp(min=1)
+            self._move_baseline(words[drawn], log_likelihood[drawn])
+        if outputs.expects_context is not None:
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean(dim=1) * real
             terms["entropy"] = -config.entropy_lambda * entropy.sum()
             statistics["attention_entropy"] = entropy.detach().sum() / real.sum().clamp(min=1)
-            statistics["attention_baseline"] = baseline.sum() / drawn.sum().clamp(min=1)
-            self._move_baseline(words[drawn], log_likelihood[drawn])
         return terms, statistics
 
     def _move_baseline(self, words: torch.Tensor, log_likelihood: torch.Tensor) -> None:

@@ -271,6 +271,7 @@ class TransformerCaptionerEncoder(nn.Module):
         hidden = config.hidden_size
         self.vision_encoder = VisionEncoder(config.vision_config, config.vision_feature_layer)
         self.region_size = width = hidden if config.encoder_layers else self.vision_encoder.width
+        self.region_norm = nn.LayerNorm(self.vision_encoder.width) if config.region_norm else nn.Identity()
         self.region_projection = nn.Linear(self.vision_encoder.width, hidden) if config.encoder_layers else None
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
@@ -315,10 +316,10 @@ class TransformerCaptionerEncoder(nn.Module):
                 width, the grid does not fit them, or there is none and encoder layers need it.
         """
         regions, grid = self.vision_encoder.regions(pixel_values, image_features, grid)
-        hidden_states = regions
+        hidden_states = self.region_norm(regions)
         all_states, all_weights = (), ()
         if self.layers:
-            hidden_states = self.dropout(self._add_positions(self.region_projection(regions), grid))
+            hidden_states = self.dropout(self._add_positions(self.region_projection(hidden_states), grid))
             for layer in self.layers:
                 all_states += (hidden_states,)
                 hidden_states, weights = layer(hidden_states, output_attentions=bool(output_attentions))

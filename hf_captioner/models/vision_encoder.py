@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from dataclasses import dataclass
 
 import torch
@@ -189,23 +190,43 @@ class VisionEncoder(nn.Module):
         """Whether the vision model's attention can be computed in other ways than the eager one."""
         return self._layout.chooses_attention
 
-    def set_trainable(self, trainable: bool) -> None:
-        """Freezes or unfreezes the vision model; parameters that the regions do not depend on stay frozen."""
+    def set_trainable(self, trainable: bool, pattern: str | None = None) -> None:
+        """
+        Freezes or unfreezes the vision model; parameters that the regions do not depend on stay frozen.
+
+        Args:
+            trainable: whether it is trained.
+            pattern: a regular expression; only parameters in whose name it is found are trained, and the model stays
+                in evaluation mode. All are trained if it is `None`.
+
+        Raises:
+            ValueError: if the pattern is found in the name of no parameter that the regions depend on.
+        """
+        chosen = {
+            name
+            for name, _ in self.model.named_parameters()
+            if trainable and name not in self._layout.unused and (pattern is None or re.search(pattern, name))
+        }
+        if trainable and pattern is not None and not chosen:
+            raise ValueError(f"the pattern of trainable vision parameters must be found in a name, got {pattern!r}")
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(trainable and name not in self._layout.unused)
+            parameter.requires_grad_(name in chosen)
+        self._is_trained_in_part = trainable and pattern is not None
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         """
-        As in torch, but a frozen vision model stays in evaluation mode, and so does every batch norm whose own
-        parameters are frozen, though adapters (LoRA) beside it learn: its running statistics would change, and an
-        adapter does not save them.
+        As in torch, but a frozen vision model stays in evaluation mode, and so does one of which chosen parameters are
+        trained: statistics of small batches would be coarser than those that its frozen layers were trained with. The
+        same holds for every batch norm whose own parameters are frozen, though adapters (LoRA) beside it learn: its
+        running statistics would change, and an adapter does not save them.
         """
         # `from_pretrained` replaces the parameters by new, trainable ones and then calls this; adapters may lie in a
         # module that the regions do not depend on.
         for name, parameter in self.model.named_parameters():
             if name in self._layout.unused or name.startswith(self._unused_modules):
                 parameter.requires_grad_(False)
-        super().train(mode and any(parameter.requires_grad for parameter in self.model.parameters()))
+        is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
+        super().train(mode and is_trained and not self._is_trained_in_part)
         for module in self.model.modules():
             own = list(module.parameters(recurse=False))
             if isinstance(module, _BatchNorm) and own and not any(parameter.requires_grad for parameter in own):

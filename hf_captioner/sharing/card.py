@@ -116,7 +116,14 @@ def from_evaluation(report: dict) -> dict:
     """What `metrics.json` says, for the table and for the model index."""
     setting, intervals, checks = report["setting"], report["intervals_95"], report["checks"]
     scores = {name: value for name, value in report["metrics"].items() if not isinstance(value, str)}
-    arguments = {name: setting[name] for name in ("num_beams", "length_penalty", "max_new_tokens", "num_images")}
+    # Earlier versions' evaluations have neither of these.
+    rule = setting.get("no_repeat_ngram_size")
+    rule = f", no {rule} tokens in succession twice" if rule else ""
+    repetitions = ""
+    if "repetition_rate" in checks:
+        repetitions = f"; three words in succession said again: {100 * checks['repetition_rate']:.1f} %"
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens", "num_images")
+    arguments = {name: setting[name] for name in names if name in setting}
     arguments |= {"tokens": report["definitions"]["tokens"], "references_sha256": setting["references_sha256"]}
     arguments |= {"weights_sha256": setting["weights_sha256"], "hf_captioner": report["versions"]["hf_captioner"]}
     return {
@@ -135,13 +142,13 @@ def from_evaluation(report: dict) -> dict:
         "measured_on": (
             f"By `training/evaluate_captions.py` on `{setting['data']}`: {setting['num_images']} images with "
             f"{setting['num_references']} references, beams: {setting['num_beams']}, at most "
-            f"{setting['max_new_tokens']} tokens. Tokens are those of the COCO caption evaluation; intervals are "
-            "bootstrapped over images."
+            f"{setting['max_new_tokens']} tokens{rule}. Tokens are those of the COCO caption evaluation; intervals "
+            "are bootstrapped over images."
         ),
         "checks": (
             f"Different captions: {100 * checks['unique_ratio']:.1f} %; words used: {checks['vocabulary']}; words a "
-            f"caption: {checks['mean_length']:.1f}; bad endings: {100 * checks['bad_ending_rate']:.1f} %. "
-            f"Handed to other images, the captions' CIDEr-D falls from {checks['cider_d']:.4f} to "
+            f"caption: {checks['mean_length']:.1f}; bad endings: {100 * checks['bad_ending_rate']:.1f} %{repetitions}."
+            f" Handed to other images, the captions' CIDEr-D falls from {checks['cider_d']:.4f} to "
             f"{checks['cider_d_shuffled']:.4f}."
         ),
     }

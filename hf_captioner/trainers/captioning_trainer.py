@@ -4,7 +4,7 @@ import copy
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..metrics import CaptionMetrics
 from ..models.tokenization_captioner import decode_captions
 from .checkpoints import MANIFEST
 from .resuming import ResumingTrainer
+from .weight_average import OPTIMISED_WEIGHTS, WeightAverage
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "grid")  # of a batch, what an encoder takes
 WITHOUT_INDEX = "rows of `eval_dataset` must have `index`, the place of their references in the metrics, got none"
@@ -37,6 +38,8 @@ class CaptioningTrainer(ResumingTrainer):
 
     Args:
         vision_learning_rate: learning rate of the vision model's parameters; by default that of all others.
+        ema_decay: if given, an exponential moving average of the weights is what is evaluated and saved, and what the
+            model has when training has ended, see [`WeightAverage`].
         eval_data_collator: makes the batches of evaluation and prediction. By default `data_collator`, but if that is
             a [`CaptionCollator`] that draws some captions of an image, one that takes all of them: the loss of
             evaluation is over all references, and the same whenever the same model is evaluated.
@@ -44,7 +47,8 @@ class CaptioningTrainer(ResumingTrainer):
 
     Raises:
         InputError: if `args.label_smoothing_factor` is set, which would take the labels away from the model, or rows
-            that are evaluated with metrics have no `index`.
+            that are evaluated with metrics have no `index`, `ema_decay` is not in [0, 1), or a checkpoint to go on
+            from was made with it and this training lacks it, or the other way round.
     """
 
     data_collator: Callable[[list], dict]
@@ -53,6 +57,7 @@ class CaptioningTrainer(ResumingTrainer):
         self,
         *args,
         vision_learning_rate: float | None = None,
+        ema_decay: float | None = None,
         eval_data_collator: Callable[[list], dict] | None = None,
         **kwargs,
     ):
@@ -63,6 +68,9 @@ class CaptioningTrainer(ResumingTrainer):
                 f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
         self.vision_learning_rate = vision_learning_rate
+        self.weight_average = None if ema_decay is None else WeightAverage(self.model, ema_decay)
+        if self.weight_average is not None:
+            self.add_callback(self.weight_average)
         if eval_data_collator is None:
             eval_data_collator = self.data_collator
             if isinstance(eval_data_collator, CaptionCollator):
@@ -121,6 +129,28 @@ class CaptioningTrainer(ResumingTrainer):
                     group["params"] = [parameter for parameter in group["params"] if id(parameter) not in vision]
                     optimizer.add_param_group({**group, "params": inside, "lr": self.vision_learning_rate})
         return optimizer
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the averaged weights, if they are kept and a training runs."""
+        return nullcontext() if self.weight_average is None else self.weight_average.applied()
+
+    def evaluation_loop(self, *args, **kwargs) -> Any:
+        with self.averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs) -> None:
+        with self.averaged_weights():
+            super().save_model(*args, **kwargs)
+
+    def add_to_checkpoint(self, folder: Path) -> None:
+        if self.weight_average is not None and self.args.should_save:
+            self.weight_average.save(folder)
+
+    def take_from_checkpoint(self, folder: Path) -> None:
+        if self.weight_average is not None:
+            self.weight_average.resume(folder)
+        elif (folder / OPTIMISED_WEIGHTS).exists():
+            raise InputError(f"`ema_decay` must be given to go on from {folder}, whose weights are averaged, got none")
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Does nothing: `save_pretrained` has written a card, which the Trainer's draft would replace."""

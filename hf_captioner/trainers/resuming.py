@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback
 
 from ..compat import TrainerInternals
 from ..data import CaptionCollator
+from ..data.views import DrawnRows
 from ..errors import InputError
 from ..files import why_not_written
 from .checkpoints import UNFINISHED, check, newest_whole, publish
@@ -107,6 +108,8 @@ class ResumingTrainer(TrainerInternals, Seq2SeqTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if isinstance(self.data_collator, CaptionCollator):
             self.data_collator.set_epoch(seed, epoch)
+        if isinstance(self.train_dataset, DrawnRows):
+            self.train_dataset.begin_epoch(seed, epoch)
         return True
 
     def _stopped_early(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from ..metrics.collapse import ends_badly
 from .captioning_trainer import IMAGE_INPUTS, CaptioningTrainer
 
 BASELINES = ("greedy", "leave_one_out")
+CANDIDATES = ("samples", "beams")
 
 
 class SelfCriticalTrainer(CaptioningTrainer):
@@ -24,9 +26,12 @@ class SelfCriticalTrainer(CaptioningTrainer):
     The loss is the mean over samples y of -(r(y) - b) log p(y). Its gradient is an unbiased estimate of that of the
     negative expected reward (Williams 1992), because b does not depend on y.
 
-    Captions are sampled from the whole distribution, including `<unk>`. Dropout is off in sampling and in the loss, as
-    it is when the captioner is used. Hard attention takes its most probable region. Rewards enter the model's loss as
-    `row_weights`, so any captioner of this package can be trained, from images or from `image_features`.
+    Captions are sampled from the whole distribution, including `<unk>`. With `candidates="beams"` they are what beam
+    search finds (Cornia et al. 2020, section 3.3): no unbiased estimate, but it puts in order what beam search chooses
+    from, whereas samples above all teach the captioner to be certain of few captions. Dropout is off in sampling and
+    in the loss, as it is when the captioner is used. Hard attention takes its most probable region. Rewards enter the
+    model's loss as `row_weights`, so any captioner of this package can be trained, from images or from
+    `image_features`.
 
     Beside the loss the log has `reward` and `reward_std` (over samples), `reward_baseline`, `caption_length` (words),
     `bad_ending_rate` (the caption ends in a determiner, a preposition or a conjunction, or does not end), and the
@@ -38,13 +43,17 @@ class SelfCriticalTrainer(CaptioningTrainer):
             one entry per caption: `captions` (texts), `references` (the image's captions), `images` (the image's index
             in `references` above) and `ended` (whether the caption ends with EOS). What it does not need, it may take
             as `**kwargs`. By default CIDEr-D, see [`CaptionReward`].
-        samples_per_image: number of captions sampled for every image.
+        samples_per_image: number of candidates for every image.
+        candidates: `"samples"`, or `"beams"`, the captions of a beam search with as many beams.
+        cross_entropy: weight of the mean negative log-likelihood of reference words, which is added to the loss. Of
+            the captions that a batch has of an image, one is drawn in every step.
         baseline: `"leave_one_out"`: the mean reward of the image's other samples; `"greedy"`: the reward of the
             caption found by greedy search.
         *args, **kwargs: as for [`CaptioningTrainer`].
 
     Raises:
-        InputError: if there are no references, the baseline is unknown, or there are too few samples for it.
+        InputError: if there are no references, the baseline or the kind of candidates is unknown, there are too few
+            candidates for the baseline, or the weight is negative.
     """
 
     def __init__(
@@ -54,12 +63,18 @@ class SelfCriticalTrainer(CaptioningTrainer):
         reward: Callable[..., Sequence[float]] | None = None,
         samples_per_image: int = 5,
         baseline: str = "leave_one_out",
+        candidates: str = "samples",
+        cross_entropy: float = 0.0,
         **kwargs,
     ):
         if references is None or not len(references):
             raise InputError("`references` must hold the captions of the training images, got none")
         if baseline not in BASELINES:
             raise InputError(f"`baseline` must be one of {', '.join(BASELINES)}, got {baseline!r}")
+        if candidates not in CANDIDATES:
+            raise InputError(f"`candidates` must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
+        if cross_entropy < 0:
+            raise InputError(f"`cross_entropy` must be at least 0, got {cross_entropy}")
         fewest = 2 if baseline == "leave_one_out" else 1
         if samples_per_image < fewest:
             raise InputError(
@@ -70,6 +85,8 @@ class SelfCriticalTrainer(CaptioningTrainer):
         self.reward = CaptionReward(references) if reward is None else reward
         self.samples_per_image = samples_per_image
         self.baseline = baseline
+        self.candidates = candidates
+        self.cross_entropy = cross_entropy
 
     def count_items(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
         # The loss is a mean over samples, whose number is fixed. Dividing by the number of their tokens would make the
@@ -107,13 +124,32 @@ class SelfCriticalTrainer(CaptioningTrainer):
             sampled = time.perf_counter()
             rewards, baseline = self._judge(labels, greedy, images)
             self.note({"seconds_sampling": sampled - start, "seconds_reward": time.perf_counter() - sampled})
-            advantage = (rewards - baseline).to(labels.device, torch.float32)
-            inputs = {**seen, "labels": labels, "row_weights": advantage}
+            weights = (rewards - baseline).to(labels.device, torch.float32)
+            if self.cross_entropy:
+                labels, weights = self._with_references(labels, weights, inputs["labels"])
+            inputs = {**seen, "labels": labels, "row_weights": weights}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _with_references(
+        self, labels: torch.Tensor, weights: torch.Tensor, references: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Candidates (B, k, T) with their weights (B, k), and as row k + 1 one of each image's references (B, r, S). The
+        loss is divided by the number of candidates; with this weight, the mean over reference words counts
+        `cross_entropy` times in it.
+        """
+        # Drawn here and not by the collator, which is a batch ahead: a resumed training draws the same ones.
+        chosen = torch.multinomial((references != -100).any(-1).float(), 1)  # (B, 1)
+        references = references.gather(1, chosen[..., None].expand(-1, -1, references.shape[-1]))
+        words = (references != -100).sum().clamp(min=1)
+        weight = (self.cross_entropy * weights.numel() / words).to(weights.dtype)
+        length = max(labels.shape[-1], references.shape[-1])
+        rows = [F.pad(part, (0, length - part.shape[-1]), value=-100) for part in (labels, references)]
+        return torch.cat(rows, dim=1), torch.cat([weights, weight.expand(len(weights), 1)], dim=1)
 
     @torch.no_grad()
     def _sample(self, seen: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Labels (B, k, T) of sampled captions, and of greedy ones (B, 1, T) if they are the baseline."""
+        """Labels (B, k, T) of the candidates, and of greedy captions (B, 1, T) if they are the baseline."""
         model = self.model
         usual = model.generation_config
         encoder_outputs = model.get_encoder()(**seen)
@@ -123,9 +159,11 @@ class SelfCriticalTrainer(CaptioningTrainer):
         # Samples must come from the distribution that is trained, so settings that change it (suppressed tokens,
         # repetition penalties, temperature) are off. The model's generation configuration is replaced as a whole,
         # because `generate` would fill in missing settings from it.
+        search = dict(do_sample=True, top_k=0)
+        if self.candidates == "beams":
+            search = dict(do_sample=False, num_beams=self.samples_per_image, suppress_tokens=usual.suppress_tokens)
         model.generation_config = GenerationConfig(
-            do_sample=True,
-            top_k=0,
+            **search,
             num_return_sequences=self.samples_per_image,
             max_new_tokens=usual.max_new_tokens,
             eos_token_id=model.eos_token_ids or None,

@@ -105,11 +105,13 @@ def test_coco_tools_take_the_captions(script, model_folder, references, tmp_path
 
 
 def test_generation_options_reach_the_model(script, model_folder, tmp_path):
-    options = ["--num_beams", "3", "--length_penalty", "0.5", "--max_new_tokens", "3"]
+    options = ["--num_beams", "3", "--length_penalty", "0.5", "--max_new_tokens", "3", "--no_repeat_ngram_size", "1"]
     captions, report = run(script, model_folder, tmp_path, *FAST, *options)
     setting = report["setting"]
     assert (setting["num_beams"], setting["length_penalty"], setting["max_new_tokens"]) == (3, 0.5, 3)
-    assert max(len(result["caption"].split()) for result in captions) <= 3
+    assert setting["no_repeat_ngram_size"] == 1
+    said = [result["caption"].split() for result in captions]
+    assert max(map(len, said)) <= 3 and all(len(set(words)) == len(words) for words in said)
 
 
 def test_an_interrupted_run_goes_on(script, model_folder, tmp_path, monkeypatch):
@@ -157,7 +159,7 @@ def test_captions_of_another_setting_are_not_mixed_in(script, model_folder, tmp_
 
 
 @pytest.mark.parametrize(
-    "name,value", [("no_repeat_ngram_size", 3), ("min_new_tokens", 4), ("forced_eos_token_id", 3)]
+    "name,value", [("repetition_penalty", 1.5), ("min_new_tokens", 4), ("forced_eos_token_id", 3)]
 )
 def test_captions_of_other_generation_settings_are_not_mixed_in(script, model_folder, tmp_path, name, value):
     """Settings that no option has are in the model's folder; old captions were taken for theirs."""

@@ -20,15 +20,15 @@ def saved(tmp_path_factory) -> Path:
     """A captioner whose generation defaults are not those of `train`."""
     folder = tmp_path_factory.mktemp("options") / "first"
     settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1)
-    train.main(arguments(folder, **settings, max_new_tokens=9, num_beams=2))
+    train.main(
+        arguments(folder, **settings, max_new_tokens=9, num_beams=2, length_penalty=1.5, no_repeat_ngram_size=3)
+    )
     return folder
 
 
 @pytest.mark.parametrize(
     "option,value",
     [
-        ("model_config", '{"hidden_size": 32}'),
-        ("model_config", "nonsense"),
         ("image_size", "64"),
         ("vision_model", "mobilenet"),
         ("model_type", "transformer_captioner"),
@@ -42,6 +42,46 @@ def test_what_describes_a_new_captioner_is_refused_with_a_saved_one(option, valu
         train.parse_arguments([*BASE, "--model", "outputs/first", f"--{option}", value])
 
 
+def test_single_fields_of_a_saved_captioner_change(saved, tmp_path):
+    """Those of the file and of the command line; all weights are where the first stage left them."""
+    path = config_file(tmp_path, f"model: {saved}\nmodel_config: {{dropout: 0.2, attention_sampling: hard}}\n")
+    changes = '{"attention_sampling": "hard", "label_smoothing": 0.1}'
+    still = ["--max_steps", "1", "--learning_rate", "1e-30", "--freeze_vision", "--disable_tqdm", "true"]
+    still += ["--report_to", "none", "--save_strategy", "no"]
+    for name, options in (
+        ("file", ["--config", path, "--model_config", '{"label_smoothing": 0.1}']),
+        ("line", ["--model", str(saved), "--model_config", changes]),
+    ):
+        train.main([*BASE, *options, *still, "--output_dir", str(tmp_path / name)])
+        first, second = (AutoModelForImageTextToText.from_pretrained(folder) for folder in (saved, tmp_path / name))
+        config = second.config
+        assert (config.attention_sampling, config.label_smoothing, config.hidden_size) == ("hard", 0.1, 16)
+        assert config.dropout == (0.2 if name == "file" else first.config.dropout)
+        for (key, theirs), mine in zip(first.named_parameters(), second.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, msg=lambda m, n=key: f"{n}: {m}")
+        assert "attention_baseline" in second.state_dict()
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ("nonsense", "`model_config` must be a mapping in JSON, got 'nonsense'"),
+        ('{"vocab_size": 50}', "`model_config` must not hold `vocab_size`"),
+        ('{"attenion": "dot"}', "`model_config` must hold fields of a rnn_captioner, got 'attenion'.*`attention`"),
+        ('{"dropout": 1.5}', "(?s)`model_config`: .*`dropout` must be in"),
+        ('{"dropout": "much"}', "(?s)`model_config`: .*dropout"),
+        ('{"hidden_size": 32}', "`model_config` must leave .* the weights that it has, got .*hidden_size"),
+        ('{"context_mlp": true}', "`model_config` must leave .* the weights that it has, got .*context_mlp"),
+        ('{"num_layers": 2}', "`model_config` must leave .* the weights that it has, got .*num_layers"),
+        ('{"attention": "dot"}', "`model_config` must leave .* the weights that it has, got .*dot"),
+    ],
+)
+def test_fields_that_a_saved_captioner_cannot_have_are_named(saved, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        train.main([*BASE, "--model", str(saved), "--model_config", fields, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_generation_defaults_of_a_saved_captioner_stay(saved, tmp_path):
     settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1, model=saved)
     command = [part for part in arguments(tmp_path / "second", **settings) if part not in ("--max_new_tokens", "8")]
@@ -50,8 +90,11 @@ def test_generation_defaults_of_a_saved_captioner_stay(saved, tmp_path):
     train.main(command)
     found = GenerationConfig.from_pretrained(tmp_path / "second")
     assert (found.max_new_tokens, found.num_beams) == (9, 2)
-    train.main([*command[:-2], "--output_dir", str(tmp_path / "third"), "--num_beams", "4"])
-    assert GenerationConfig.from_pretrained(tmp_path / "third").num_beams == 4
+    assert (found.length_penalty, found.no_repeat_ngram_size) == (1.5, 3)
+    others = ["--num_beams", "4", "--no_repeat_ngram_size", "0"]
+    train.main([*command, "--output_dir", str(tmp_path / "third"), *others])
+    found = GenerationConfig.from_pretrained(tmp_path / "third")
+    assert (found.num_beams, found.length_penalty, found.no_repeat_ngram_size) == (4, 1.5, 0)
 
 
 def config_file(folder: Path, text: str) -> str:
@@ -74,7 +117,7 @@ def test_the_file_and_single_fields_of_the_model_are_merged(tmp_path, spelling):
 def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path, caplog):
     path = config_file(tmp_path, "model_type: transformer_captioner\nimage_size: 64\nmodel_config: {hidden_size: 8}\n")
     model_args, *_ = train.parse_arguments([*BASE, "--config", path, "--model", "outputs/first"])
-    assert model_args.model == "outputs/first" and model_args.model_config is None
+    assert model_args.model == "outputs/first" and model_args.model_config == "{}"
     assert "`model` stands in place of model_type, image_size, model_config" in caplog.text
     path = config_file(tmp_path, "model: outputs/first\nimage_size: 64\n")
     with pytest.raises(InputError, match="`image_size` must be left out"):
@@ -91,7 +134,20 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--objective", "self_critical", "--reward", "{"], "`reward` must be a mapping in JSON"),
         (["--reward", '{"bleu_4": 1.0}'], "`reward` must be left out unless `objective` is self_critical"),
         (["--samples_per_image", "4"], "`samples_per_image` must be left out"),
+        (["--freeze_vision", "--trainable_vision", "stages"], "`trainable_vision` must be left out"),
+        (["--freeze_vision", "--lora", "4"], "`lora` must be left out with `freeze_vision`, got 4"),
+        (["--lora", "0"], "`lora` must be at least 1, got 0"),
+        (["--lora", "4", "--push_to_hub", "true"], "`hub_strategy` must be end with `lora`.* got every_save"),
         (["--freeze_vision", "--vision_learning_rate", "0.1"], "`vision_learning_rate` must be left out"),
+        (["--early_stopping_patience", "2"], "`early_stopping_patience` needs `load_best_model_at_end`"),
+        (["--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0"),
+        (["--smallest_crop", "1.5"], "`smallest_crop` must be in"),
+        (["--cached_crops", "2"], "`cached_crops` must be left out without `feature_cache`, got 2"),
+        (
+            ["--feature_cache", "x", "--freeze_vision", "--smallest_crop", "0.7"],
+            "`smallest_crop` and `cached_crops` must come together with `feature_cache`, got 0.7 and None",
+        ),
+        (["--no_repeat_ngram_size", "-1"], "`no_repeat_ngram_size` must be at least 0, got -1"),
         (["--lerning_rate", "0.1"], "`--lerning_rate` is not an option; did you mean `learning_rate`"),
         (["--learning_rate", "fast"], "learning_rate.*fast"),
         (["--do_train", "false"], "`do_train` must be true unless `model`"),

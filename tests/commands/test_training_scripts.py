@@ -54,7 +54,7 @@ def test_a_second_stage_is_rewarded_and_reuses_the_features(tmp_path):
     assert len(made) == 2
     recipe = ROOT / "training/configs/flickr8k_rnn_additive_scst.yaml"
     second = dict(common, config=recipe, model=first, samples_per_image=3, bf16=False, logging_steps=1)
-    second |= dict(reward='{"cider_d": 1.0, "bleu_4": 0.5}', per_device_train_batch_size=8)
+    second |= dict(reward='{"cider_d": 1.0, "bleu_4": 0.5}', per_device_train_batch_size=8, flip=False)
     train.main(arguments(tmp_path / "whole", **second))
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == made
     log = json.loads((tmp_path / "whole/trainer_state.json").read_text())["log_history"]
@@ -103,6 +103,67 @@ def test_trains_a_saved_captioner_further_with_its_vision_model_unfrozen(tmp_pat
     assert any(moved) and not all(moved)
 
 
+def test_views_of_the_training_images(tmp_path):
+    """In the cache those of training are four, those of evaluation one; from pixels they are drawn."""
+    settings = dict(freeze_vision=True, max_steps=2, eval_strategy="no", save_strategy="no", flip=True)
+    settings |= dict(smallest_crop=0.7, load_best_model_at_end=False)
+    train.main(arguments(tmp_path / "cached", **settings, cached_crops=2, feature_cache=tmp_path / "cache"))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4 + 1
+    train.main(arguments(tmp_path / "pixels", **settings))
+    plain = {name: value for name, value in settings.items() if name not in ("flip", "smallest_crop")}
+    train.main(arguments(tmp_path / "plain", **plain))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("cached", "pixels", "plain")]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert any(not torch.equal(weights[one][name], weights[other][name]) for name in weights[0])
+
+
+def test_stops_when_nothing_gets_better(tmp_path):
+    """With a learning rate of nothing it never does: two evaluations after the first, also across a resume."""
+    settings = dict(early_stopping_patience=2, learning_rate=1e-30, max_steps=12, metric_for_best_model="loss")
+    settings |= dict(freeze_vision=True, greater_is_better=False, ema_decay=0.9, save_total_limit=9)
+    train.main(arguments(tmp_path, **settings))
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 6
+    for name in ("checkpoint-6", "trainer_state.json"):
+        (tmp_path / name).rename(tmp_path.parent / f"{tmp_path.name}-{name}")
+    train.main(arguments(tmp_path, **settings, resume_from_checkpoint="last"))
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 6
+    assert not [path for path in tmp_path.glob("*.pt")] and not (tmp_path / "optimised").exists()
+
+
+def test_a_part_of_the_vision_model_is_trained(tmp_path):
+    settings = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=1)
+    train.main(arguments(tmp_path / "first", freeze_vision=True, **settings))
+    second = dict(model=tmp_path / "first", trainable_vision=r"stages\.1", vision_learning_rate=0.01, max_steps=2)
+    train.main(arguments(tmp_path / "second", **{**settings, **second}))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    moved = {name for name in before if "vision_encoder" in name and not torch.equal(before[name], after[name])}
+    assert moved and all("stages.1" in name for name in moved)
+
+
+def test_adapters_are_trained_and_become_weights(tmp_path):
+    """Rank 2 in one stage of the CNN; stopped and resumed, it comes to the same weights."""
+    settings = dict(eval_strategy="no", load_best_model_at_end=False, learning_rate=0.01, ema_decay=0.5)
+    train.main(arguments(tmp_path / "first", freeze_vision=True, max_steps=1, **settings))
+    second = dict(settings, model=tmp_path / "first", lora=2, trainable_vision=r"stages\.1.*convolution")
+    train.main(arguments(tmp_path / "second", **second))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert before.keys() == after.keys()
+    moved = {n for n in before if "vision_encoder" in n and not torch.equal(before[n], after[n])}
+    assert len(moved) > 1 and all("stages.1" in name and name.endswith("convolution.weight") for name in moved)
+    for name in moved:
+        assert torch.linalg.matrix_rank((after[name] - before[name]).flatten(1), rtol=1e-3) == 2
+    samples = json.loads((tmp_path / "second/samples.json").read_text())
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "second")
+    processor = CaptionerProcessor.from_pretrained(tmp_path / "second")
+    tokens = model.generate(**processor(shapes_dataset(1, seed=1)[0]["image"], return_tensors="pt"))
+    assert processor.decode(tokens[0], skip_special_tokens=True).strip() == samples[0]["caption"]
+    for path in (tmp_path / "second/checkpoint-4", tmp_path / "second/model.safetensors"):
+        path.rename(tmp_path / path.name)
+    train.main(arguments(tmp_path / "second", **second, resume_from_checkpoint="last"))
+    again = load_file(tmp_path / "second/model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
+
+
 def test_the_best_checkpoint_is_the_one_that_is_saved(tmp_path):
     train.main(
         arguments(tmp_path, metric_for_best_model="loss", greater_is_better=False, learning_rate=0.5, max_grad_norm=0)
@@ -122,6 +183,10 @@ def test_the_best_checkpoint_is_the_one_that_is_saved(tmp_path):
         (dict(image_column="photo"), ValueError, "`image_column`.*photo"),
         (dict(label_smoothing_factor=0.1), ValueError, "label_smoothing_factor"),
         (dict(feature_cache="cache"), ValueError, "freeze_vision"),
+        (dict(trainable_vision="nowhere"), InputError, "`trainable_vision`: .*pattern.*nowhere"),
+        (dict(trainable_vision="(stages"), InputError, "`trainable_vision`: .*unterminated"),
+        (dict(lora=2), InputError, "`lora` needs linear layers in the vision model, got none"),
+        (dict(lora=2, trainable_vision="nowhere"), InputError, "`lora` needs layers .*'nowhere' is found"),
         (dict(captions_per_image=0), ValueError, "captions_per_image"),
         (dict(tokenizer="letters"), ValueError, "letters"),
     ],

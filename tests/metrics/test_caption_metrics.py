@@ -231,6 +231,9 @@ def test_collapse_checks_tell_a_captioner_from_a_parrot():
     parrot = collapse_checks(["a dog is on a"] * 5 + [""], references)
     assert parrot["unique_ratio"] == pytest.approx(2 / 6) and parrot["bad_ending_rate"] == 1
     assert parrot["vocabulary"] == 4 and parrot["mean_length"] == pytest.approx(25 / 6)
+    assert good["repetition_rate"] == parrot["repetition_rate"] == 0
+    stutter = ["a black hat and a black hat", "A hat, a hat, a hat.", "a b c a b", "one two", "a a a a", ""]
+    assert collapse_checks(stutter, references)["repetition_rate"] == 3 / 6
     with pytest.raises(ValueError, match="predictions must be one for each of the 1 images, got 2"):
         collapse_checks(["a", "b"], [["a"]])
 

@@ -115,6 +115,49 @@ def test_the_gradient_is_unbiased_and_the_baseline_lowers_its_variance(attention
 
 
 @pytest.mark.parametrize("attention", ALIGNMENTS)
+def test_straight_through_the_choice_the_gradient_is_that_of_the_expectation(attention):
+    """Forward the sampled region; backward, for what makes the scores, as if the context were the expected one."""
+    model = hard_model(attention, hard_gradient="straight_through").train()
+    layer = model.model.decoder.attention_layer
+    features, states = torch.randn(2, 5, 12), torch.randn(6, 16)
+    keys, values = (tensor.detach().requires_grad_() for tensor in model.get_encoder().region_projection(features))
+    torch.manual_seed(0)
+    context, weights, scores = layer.attend(states, keys, values, sample=True, expects_context=None)
+    assert ((weights == 0) | (weights == 1)).all() and (weights.sum(-1) == 1).all()
+    chosen = weights.argmax(-1)  # (N, heads)
+    assert len(set(chosen.flatten().tolist())) > 1
+    gate = torch.sigmoid(layer.context_gate(states))
+    drawn, expected = [], []
+    for row in range(6):
+        image, parts = row // 3, ([], [])
+        for head in range(scores.shape[1]):
+            regions = values[image, head]
+            parts[0].append(regions[chosen[row, head]])
+            probabilities = scores[row, head].exp() / scores[row, head].exp().sum()
+            parts[1].append(sum(p * region for p, region in zip(probabilities, regions, strict=True)))
+        drawn.append(gate[row] * torch.cat(parts[0]))
+        expected.append(gate[row] * torch.cat(parts[1]))
+    drawn, expected = torch.stack(drawn), torch.stack(expected)
+    torch.testing.assert_close(context, drawn)
+    direction = torch.randn_like(context)
+    for parameter, as_if in ((keys, expected), (values, drawn)):
+        (found,) = torch.autograd.grad((context * direction).sum(), parameter, retain_graph=True)
+        (right,) = torch.autograd.grad((as_if * direction).sum(), parameter, retain_graph=True)
+        assert right.abs().max() > 0
+        torch.testing.assert_close(found, right)
+
+
+def test_straight_through_the_choice_nothing_is_left_of_reinforce():
+    constants = dict(doubly_stochastic_lambda=0.3, entropy_lambda=0.2, baseline_decay=0.5)
+    model = hard_model(hard_gradient="straight_through", **constants).train()
+    before = model.attention_baseline.clone()
+    outputs = model(image_features=torch.randn(2, 5, 12), labels=random_labels(batch=2, rows=3))
+    assert {"loss_words", "loss_doubly_stochastic", "loss_entropy"} < set(outputs.log)
+    assert not {"loss_reinforce", "attention_baseline"} & set(outputs.log)
+    assert torch.equal(before, model.attention_baseline)
+
+
+@pytest.mark.parametrize("attention", ALIGNMENTS)
 def test_the_terms_of_the_loss_are_the_papers(attention):
     """Slow sums over rows and steps, some rows with the expected context."""
     torch.manual_seed(3)
@@ -270,6 +313,8 @@ def test_words_that_are_added_or_dropped(size):
         (dict(attention_sampling="both"), "`attention_sampling` must be one of soft, hard, got 'both'"),
         (dict(expected_context_probability=1.5), "`expected_context_probability` must be between 0 and 1, got 1.5"),
         (dict(baseline_decay=-0.1), "`baseline_decay` must be between 0 and 1, got -0.1"),
+        (dict(hard_gradient="exact"), "`hard_gradient` must be one of reinforce, straight_through, got 'exact'"),
+        (dict(attention_sampling="soft", hard_gradient="straight_through"), "`hard_gradient` must be left out.*soft"),
         (dict(reinforce_lambda=-1), "`reinforce_lambda` must be at least 0, got -1"),
         (dict(entropy_lambda=-1), "`entropy_lambda` must be at least 0, got -1"),
     ],

@@ -140,8 +140,9 @@ def test_positions_of_a_grid_are_the_formula_of_rows_and_of_columns():
 
 @pytest.mark.parametrize("system", TRANSFORMERS)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_logits_and_weights_equal_the_equations(system, implementation):
-    model = tiny_model(**TRANSFORMERS[system])
+@pytest.mark.parametrize("region_norm", [False, True])
+def test_logits_and_weights_equal_the_equations(system, implementation, region_norm):
+    model = tiny_model(**TRANSFORMERS[system], region_norm=region_norm)
     model.set_attn_implementation(implementation)
     images, tokens = random_images(), random_tokens()
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Every vision model type gives regions, trains and generates, with no parameter left without a gradient."""
 
 import copy
+import re
 
 import huggingface_hub
 import pytest
@@ -123,6 +124,30 @@ def test_a_frozen_cnn_keeps_its_batch_statistics():
     assert model.training and model.model.decoder.training
     model.unfreeze_vision()
     assert not train_once()
+
+
+@pytest.mark.parametrize("name", ["resnet", "efficientnet", "vit"])
+def test_a_part_of_the_vision_model_learns_and_nothing_else_moves(name):
+    config = VISION[name][0]
+    model = RnnCaptionerForConditionalGeneration(tiny_config(vision_config=config))
+    pattern = {"resnet": r"stages\.1\.", "efficientnet": r"blocks\.6\.", "vit": r"layers?\.1\."}[name]
+    model.unfreeze_vision(pattern)
+    vision = model.vision_encoder.model
+    learn = {n for n, p in vision.named_parameters() if p.requires_grad}
+    assert learn and all(re.search(pattern, n) for n in learn)
+    before = {n: t.clone() for n, t in vision.state_dict().items()}
+    model.train()
+    assert model.training and not any(module.training for module in model.vision_encoder.modules())
+    model(pixel_values=torch.randn(3, 3, SIDE, SIDE), labels=random_labels()).loss.backward()
+    torch.optim.SGD([p for p in vision.parameters() if p.requires_grad], lr=0.5).step()
+    moved = {n for n, t in vision.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved and moved <= learn  # parameters that were chosen, and no batch statistics
+    with pytest.raises(ValueError, match="pattern.*nowhere"):
+        model.unfreeze_vision("nowhere")
+    assert {n for n, p in vision.named_parameters() if p.requires_grad} == learn
+    model.unfreeze_vision()
+    assert {n for n, p in vision.named_parameters() if p.requires_grad} > learn
+    assert model.vision_encoder.training
 
 
 def test_another_image_size_than_the_configuration_names():

@@ -181,6 +181,7 @@ def beam_search(
     early_stopping: bool = False,
     no_repeat_ngram_size: int = 0,
     num_return_sequences: int = 1,
+    suppressed: tuple[int, ...] = (),
 ) -> list[tuple[float, list[int]]]:
     """Beam search over Python lists; the best (score, tokens) first."""
     config = model.config
@@ -189,6 +190,7 @@ def beam_search(
         candidates = []
         for score, tokens in running:
             logprobs = row_logits(model, regions, tokens)[0][-1].float().log_softmax(-1)
+            logprobs[list(suppressed)] = -torch.inf
             size = no_repeat_ngram_size
             if size:
                 seen = [tokens[i : i + size] for i in range(len(tokens) - size + 1)]

@@ -57,9 +57,9 @@ def feed_forward(module, inputs):
 def encode(model, regions: torch.Tensor) -> torch.Tensor:
     """Regions of one image (L, D) -> what the decoder attends to (L, H)."""
     config, encoder = model.config, model.model.encoder
-    hidden = regions
+    hidden = layer_norm(encoder.region_norm, regions) if config.region_norm else regions
     if config.encoder_layers:
-        hidden = linear(encoder.region_projection, regions)
+        hidden = linear(encoder.region_projection, hidden)
         side, half = math.isqrt(len(regions)), config.hidden_size // 2
         hidden = hidden + torch.tensor([sinusoid(i // side, half) + sinusoid(i % side, half) for i in range(side**2)])
     for layer in encoder.layers:

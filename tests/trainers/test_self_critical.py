@@ -10,9 +10,10 @@ import pytest
 import torch
 from datasets import Dataset
 from testing import ROOT
+from testing.reference import beam_search
 from testing.tiny_models import TRANSFORMERS, random_labels, tiny_model
 from torch import nn
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
 from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.data import CaptionCollator
@@ -29,6 +30,9 @@ SYSTEMS = {
 }
 
 
+OWN = ("reward", "samples_per_image", "baseline", "candidates", "cross_entropy", "ema_decay")
+
+
 def setup(tmp_path, system="additive", trainer_class=SelfCriticalTrainer, images=6, config=None, **settings):
     """A tiny captioner on features of its own; image i has REFERENCES[i % 3]."""
     references = [REFERENCES[i % 3] for i in range(images)]
@@ -40,7 +44,7 @@ def setup(tmp_path, system="additive", trainer_class=SelfCriticalTrainer, images
     dtype = torch.get_default_dtype()
     model = tiny_model(**{**SYSTEMS[system], "vocab_size": len(tokenizer), **(config or {})})
     model.generation_config.max_new_tokens = settings.pop("max_new_tokens", 5)
-    own = {name: settings.pop(name) for name in ("reward", "samples_per_image", "baseline") if name in settings}
+    own = {name: settings.pop(name) for name in OWN if name in settings}
     if issubclass(trainer_class, SelfCriticalTrainer):
         own["references"] = settings.pop("references", references)
     processor = CaptionerProcessor(CaptionerImageProcessor(), tokenizer)
@@ -237,6 +241,70 @@ def test_samples_are_of_the_whole_distribution_and_settings_stay(tmp_path, syste
             assert -100 not in row
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_beams_are_those_of_a_slow_beam_search(tmp_path, system):
+    trainer = setup(tmp_path, system, samples_per_image=3, candidates="beams", config=dict(dropout=0.5))
+    model = trainer.model
+    model.generation_config.update(suppress_tokens=[0, 5], no_repeat_ngram_size=1, num_beams=2)
+    features = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(4))
+    with without_dropout(model.train()):
+        labels, greedy = trainer._sample({"image_features": features})
+    assert greedy is None and labels.shape[:2] == (2, 3)
+    model.eval()
+    for image in range(2):
+        expected = beam_search(model, features[image], 3, 5, num_return_sequences=3, suppressed=(0, 5))
+        found = [[token for token in row if token != -100] for row in labels[image].tolist()]
+        assert found == [tokens[1:] for _, tokens in expected]
+
+
+def test_one_reference_of_each_image_is_drawn_for_every_step(tmp_path):
+    trainer = setup(tmp_path, samples_per_image=2, cross_entropy=0.3)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in (0, 3, 1)])
+    candidates, found = torch.full((3, 2, 1), 7), set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        rows, weights = trainer._with_references(candidates, torch.zeros(3, 2), batch["labels"])
+        assert rows.shape[:2] == (3, 3) and (rows[:, :2, 0] == 7).all() and (rows[:, :2, 1:] == -100).all()
+        matches = (rows[:, 2:, : batch["labels"].shape[2]] == batch["labels"]).all(-1)
+        assert matches.any(-1).all()
+        torch.testing.assert_close(weights[:, 2], torch.full((3,), 0.3 * 6 / (rows[:, 2] != -100).sum()))
+        found.add(tuple(matches.int().argmax(-1).tolist()))
+    assert len(found) == 8  # of two captions of each of three images
+    batch["labels"][1, 0] = -100  # an image with fewer captions has empty rows, which are no captions
+    for _ in range(20):
+        rows, _ = trainer._with_references(candidates, torch.zeros(3, 2), batch["labels"])
+        assert (rows[1, 2] != -100).any()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_references_cross_entropy_is_added(tmp_path, system):
+    """The loss and its gradient are the reward's and 0.3 times the mean over the references' words."""
+    settings = dict(samples_per_image=3, candidates="beams", config=dict(dropout=0.5, label_smoothing=0.1))
+    both = setup(tmp_path, system, cross_entropy=0.3, **settings)
+    alone = setup(tmp_path, system, **settings)
+    batch = both.data_collator([both.train_dataset[row] for row in (0, 3, 1)])
+    batch["labels"] = batch["labels"][:, :1]
+    losses, gradients = [], []
+    for trainer in (both, alone):
+        trainer.model.train()
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(9))
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([p.grad.clone() for p in learned(trainer.model) if p.grad is not None])
+    model = alone.model.eval()
+    model.zero_grad()
+    inputs = model.prepare_decoder_input_ids_from_labels(batch["labels"]).flatten(0, 1)
+    logits = model(image_features=batch["image_features"], decoder_input_ids=inputs, use_cache=False).logits
+    words = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    (0.3 * words).backward()
+    torch.testing.assert_close(losses[0], losses[1] + 0.3 * words.detach())
+    added = [p.grad for p in learned(model) if p.grad is not None]
+    for found, reward, more in zip(*gradients, added, strict=True):
+        torch.testing.assert_close(found, reward + more)
+
+
 def test_settings_stay_when_sampling_fails(tmp_path, monkeypatch):
     trainer = setup(tmp_path)
     usual = trainer.model.generation_config
@@ -336,10 +404,13 @@ def test_two_processes_equal_one(tmp_path):
     assert log[0]["reward"] == pytest.approx(alone.state.log_history[0]["reward"], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["hard", "self_critical"])
+@pytest.mark.parametrize("stage", ["hard", "self_critical", "self_critical_beams"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, stage):
     trainer_class, system = (CaptioningTrainer, "hard") if stage == "hard" else (SelfCriticalTrainer, "additive")
-    settings = dict(trainer_class=trainer_class, per_device_train_batch_size=2, max_steps=6, optim="adamw_torch")
+    more = dict(candidates="beams", cross_entropy=0.3, ema_decay=0.9) if stage == "self_critical_beams" else {}
+    settings = dict(
+        **more, trainer_class=trainer_class, per_device_train_batch_size=2, max_steps=6, optim="adamw_torch"
+    )
     settings |= dict(learning_rate=0.01, save_strategy="steps", save_steps=2)
     whole = setup(tmp_path / "whole", system, **settings)
     whole.train()
@@ -347,12 +418,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, stage):
     class Killed(Exception):
         pass
 
-    def die(args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise Killed
+    class Kills(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise Killed
 
     first = setup(tmp_path / "killed", system, **settings)
-    first.callback_handler.callbacks[-1].on_step_end = die
+    first.add_callback(Kills)
     with pytest.raises(Killed):
         first.train()
     second = setup(tmp_path / "killed", system, **settings)
@@ -379,6 +451,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, stage):
         (dict(references=[]), "`references` must hold the captions of the training images, got none"),
         (dict(references=None), "`references` must hold the captions of the training images, got none"),
         (dict(baseline="mean"), "`baseline` must be one of greedy, leave_one_out, got 'mean'"),
+        (dict(candidates="words"), "`candidates` must be one of samples, beams, got 'words'"),
+        (dict(cross_entropy=-0.1), "`cross_entropy` must be at least 0, got -0.1"),
         (dict(samples_per_image=1), "`samples_per_image` must be at least 2 for 'leave_one_out', got 1"),
         (dict(samples_per_image=0, baseline="greedy"), "`samples_per_image` must be at least 1 for 'greedy', got 0"),
     ],

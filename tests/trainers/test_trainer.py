@@ -21,6 +21,7 @@ from hf_captioner import (
     train_tokenizer,
 )
 from hf_captioner.data import CaptionCollator, shapes_dataset
+from hf_captioner.data.views import RandomView, RandomViews
 from hf_captioner.models.tokenization_captioner import decode_captions
 from hf_captioner.trainers import CaptioningTrainer, caption_metrics
 
@@ -36,7 +37,7 @@ def setup(tmp_path, rows=10, captions=None, **settings):
     # batch statistics would differ between batch sizes for reasons of their own
     model.freeze_vision()
     model.generation_config.max_new_tokens = 6
-    vision_learning_rate = settings.pop("vision_learning_rate", None)
+    ours = {name: settings.pop(name, None) for name in ("vision_learning_rate", "ema_decay")}
     arguments = dict(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -59,7 +60,7 @@ def setup(tmp_path, rows=10, captions=None, **settings):
         data_collator=CaptionCollator(processor),
         processing_class=processor,
         compute_metrics=caption_metrics(tokenizer, dataset["captions"][:]),
-        vision_learning_rate=vision_learning_rate,
+        **ours,
     )
     return trainer, processor, dataset
 
@@ -78,6 +79,44 @@ def test_accumulated_steps_equal_one_large_batch(tmp_path):
     assert moved > 1e-2
     for size in (2, 4):
         assert (results[size] - results[8]).abs().max() < 1e-5 * moved
+
+
+def test_views_are_drawn_anew_in_every_epoch_and_again_after_a_resume(tmp_path):
+    """Three epochs of four steps, stopped in the middle of the second."""
+
+    def training(**changes):
+        trainer, _, dataset = setup(
+            tmp_path,
+            rows=8,
+            per_device_train_batch_size=2,
+            max_steps=12,
+            save_strategy="steps",
+            save_steps=6,
+            seed=7,
+            **changes,
+        )
+        trainer.train_dataset = RandomViews(dataset.add_column("index", list(range(8))), RandomView(True, 0.3))
+        batches = []
+        trainer.model.register_forward_pre_hook(
+            lambda module, args, kwargs: batches.append(kwargs["pixel_values"].clone()), with_kwargs=True
+        )
+        return trainer, batches
+
+    whole, seen = training()
+    indices, collate = [], whole.data_collator
+    whole.data_collator = lambda rows: indices.append([row["index"] for row in rows]) or collate(rows)
+    whole.train()
+    assert len(seen) == 12
+    for step, (batch, rows) in enumerate(zip(seen, indices, strict=True)):
+        images = []
+        for index in rows:
+            rng = np.random.default_rng([7, step // 4, index])
+            images.append(RandomView(True, 0.3).draw(shapes_dataset(8, seed=3)[index]["image"], rng))
+        expected = whole.processing_class(images=images, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(batch, expected)
+    resumed, again = training(dataloader_num_workers=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert len(again) == 6 and all(torch.equal(*pair) for pair in zip(seen[6:], again, strict=True))
 
 
 def test_evaluation_generates_once_per_image_and_returns_indices(tmp_path):
