@@ -9,9 +9,9 @@ of them (those in even places) are used to find
 - the temperature under which the probability of a word comes next to how often such words are found in a reference,
 - mean and covariance of what the captioner sees of such images,
 
-and the others to choose the least score that a share of `--coverage` of them reach, and to measure. All three are saved
-in the captioner's folder: its probabilities and scores are calibrated wherever it is loaded, and `hf-captioner caption`
-abstains where the score is below the least. What it says of an image does not change.
+and the others to choose the least score that a share of `--coverage` of them reach, and to measure. All three are
+saved in the captioner's folder: its probabilities and scores are calibrated wherever it is loaded, and
+`hf-captioner caption` abstains where the score is below the least. What it says of an image does not change.
 
 What was measured goes to `calibration.json` in the folder, for the card: the calibration error before and after, how
 well the score tells photographs from generated images that are none, and how many photographs are refused, whole or
@@ -20,6 +20,7 @@ distorted.
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
 from ..data.non_photographs import NON_PHOTOGRAPHS, non_photographs
 from ..errors import InputError
@@ -40,7 +42,8 @@ from .inputs import SourceArguments, read_captioner, read_captions, refusing
 from .parsing import CommandParser
 
 WEIGHTS = "model.safetensors"
-ROWS = 100  # generated images of a kind, and photographs that are distorted
+ROWS = 100  # generated images of a kind
+DISTORTED = 50  # photographs
 
 
 def _jpeg(image: Image.Image) -> Image.Image:
@@ -86,11 +89,11 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = read_captioner(args.model)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    def read(images: Iterable[Image.Image], *temperatures: float) -> list[Caption]:
-        return list(read_confidence(model, processor, images, temperatures, batch_size=args.batch_size))
+    def read(images: Iterable[Image.Image], rows: int, what: str, *temperatures: float) -> list[Caption]:
+        found = read_confidence(model, processor, images, temperatures, batch_size=args.batch_size)
+        return list(tqdm(found, total=rows, desc=f"captioning {what}", unit="image"))
 
-    print(f"captioning {len(dataset)} images")
-    captions = read((row["image"] for row in dataset), *TEMPERATURES)
+    captions = read((row["image"] for row in dataset), len(dataset), "the data", *TEMPERATURES)
     right = [right_words(caption, texts) for caption, texts in zip(captions, dataset["captions"], strict=True)]
     half = slice(0, None, 2), slice(1, None, 2)
     fitted, checked = ([*zip(captions[part], right[part], strict=True)] for part in half)
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
     photographs = captions[half[1]]
     reached = scores(photographs, at)
-    least = float(np.quantile(reached, 1 - args.coverage, method="lower"))
+    least = float(np.quantile(reached, 1 - args.coverage))
     probabilities, outcome = table(checked)
     report = {
         "data": args.data,
@@ -132,16 +135,14 @@ def main(argv: list[str] | None = None) -> None:
     }
     alone = [caption.scores[at] for caption in photographs]
     for kind in NON_PHOTOGRAPHS:
-        print(f"captioning {ROWS} images of {kind}")
-        others = read(non_photographs(kind, ROWS), temperature)
+        others = read(non_photographs(kind, ROWS), ROWS, kind, temperature)
         found = scores(others, 0)
         report["abstained"][kind] = float((found < least).mean())
         report["auroc"][kind] = auroc(reached, found)
         report["auroc_of_words_alone"][kind] = auroc(alone, [caption.scores[0] for caption in others])
-    some = [image.convert("RGB") for image in dataset[range(1, min(2 * ROWS, len(dataset)), 2)]["image"]]
+    some = [image.convert("RGB") for image in dataset[range(1, min(2 * DISTORTED, len(dataset)), 2)]["image"]]
     for name, distort in DISTORTIONS.items():
-        print(f"captioning {len(some)} photographs: {name}")
-        found = scores(read(map(distort, some), temperature), 0)
+        found = scores(read(map(distort, some), len(some), f"photographs, {name}", temperature), 0)
         report["abstained"][f"photographs, {name}"] = float((found < least).mean())
 
     save(folder, temperature, least, {name: tensor.to(dtype) for name, tensor in familiarity.state_dict().items()})
@@ -167,9 +168,14 @@ def save(folder: Path, temperature: float, min_score: float, statistics: dict[st
         weights = {n: one for n, one in load_file(folder / WEIGHTS).items() if not n.startswith("familiarity.")}
         weights |= {f"familiarity.{name}": one.contiguous() for name, one in statistics.items()}
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        config |= {"score_temperature": temperature, "min_score": min_score, "familiarity_rank": len(statistics["directions"])}
+        config |= {
+            "score_temperature": temperature,
+            "min_score": min_score,
+            "familiarity_rank": len(statistics["directions"]),
+        }
         with replacing(folder / WEIGHTS) as part:
             save_file(weights, part, metadata)
+            shutil.copymode(folder / WEIGHTS, part)
         with replacing(folder / "config.json") as part:
             part.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 

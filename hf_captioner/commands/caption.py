@@ -136,7 +136,10 @@ def caption_images(
         raise InputError(f"{error.filename} must be a file that can be written, got {error.strerror}") from error
     unread = sum("error" in row for row in store.rows.values())
     where = f" ({output} says why)" if output is not None and unread else ""
-    print(f"{len(store.rows) - unread} captioned, {unread} could not be read{where}", file=sys.stderr)
+    silent = sum("error" not in row and row["caption"] is None for row in store.rows.values())
+    abstained = f"{silent} abstained, because the score is too low, " if silent else ""
+    captioned = len(store.rows) - unread - silent
+    print(f"{captioned} captioned, {abstained}{unread} could not be read{where}", file=sys.stderr)
     if unread:
         raise SystemExit(1)
 

@@ -72,15 +72,16 @@ def read_confidence(
         if said is None:
             tokens = model.generate(encoder_outputs=encoded)
         else:
-            labels = processor(text_target=list(islice(said, len(batch))), padding=True, return_tensors="pt")["labels"].to(model.device)
+            texts = list(islice(said, len(batch)))
+            labels = processor(text_target=texts, padding=True, return_tensors="pt")["labels"].to(model.device)
             start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
             tokens = torch.cat([start, labels.masked_fill(labels == -100, model.config.pad_token_id)], dim=1)
         logits = model(encoder_outputs=encoded, decoder_input_ids=tokens[:, :-1], use_cache=False).logits
         tokens = tokens[:, 1:]
-        logs = torch.stack([token_log_probabilities(logits, tokens, one) for one in temperatures], -1).cpu()  # (B, T, G)
+        logs = torch.stack([token_log_probabilities(logits, tokens, one) for one in temperatures], -1)  # (B, T, G)
         real = (~model.ends_before(tokens) & (tokens != model.config.pad_token_id)).cpu()
         means = encoded.last_hidden_state.float().mean(1).cpu()
-        for row, (ids, own, keep) in enumerate(zip(tokens.cpu(), logs.double(), real, strict=True)):
+        for row, (ids, own, keep) in enumerate(zip(tokens.cpu(), logs.double().cpu(), real, strict=True)):
             ids, own = ids[keep].tolist(), own[keep]
             found = places_of_words(processor.tokenizer, ids)
             yield Caption(

@@ -41,10 +41,10 @@ def _text(rng: random.Random) -> Image.Image:
     font, y = ImageFont.load_default(size), margin
     while y < SIDE - margin:
         end = rng.uniform(0.2, 0.9) if rng.random() < 0.2 else 1  # the last line of a paragraph
-        line = ""
-        while draw.textlength(line, font) < (SIDE - 2 * margin) * end - 3 * size:
-            line += "".join(rng.choices("eeeettaaooiinnsshrrdlucmfwypvbgkjqxz", k=rng.randint(1, 9))) + " "
-        draw.text((margin, y), line, (ink, ink, ink), font)
+        words: list[str] = []
+        while draw.textlength(" ".join(words), font) < (SIDE - 2 * margin) * end:
+            words.append("".join(rng.choices("eeeettaaooiinnsshrrdlucmfwypvbgkjqxz", k=rng.randint(1, 9))))
+        draw.text((margin, y), " ".join(words[:-1]), (ink, ink, ink), font)
         y += round(size * (1.3 if end == 1 else 2.2))
     return image
 

@@ -21,7 +21,9 @@ def _probabilities(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def fit_temperature(probabilities: np.ndarray, right: Sequence[bool], temperatures: np.ndarray = TEMPERATURES) -> float:
+def fit_temperature(
+    probabilities: np.ndarray, right: Sequence[bool], temperatures: np.ndarray = TEMPERATURES
+) -> float:
     """
     The temperature under which words' probabilities say best whether the words are right: that of the least negative
     log-likelihood (Guo et al. 2017, section 4.2). There the likelihood is that of the one right class; a word of a

@@ -4,9 +4,7 @@ import torch
 from torch import nn
 
 
-def token_log_probabilities(
-    logits: torch.FloatTensor, tokens: torch.LongTensor, temperature: float = 1.0
-) -> torch.FloatTensor:
+def token_log_probabilities(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """
     The log-probability of every token under softmax(logits / temperature), which is calibrated when the temperature is
     (Guo et al. 2017, equation 9).
@@ -19,7 +17,8 @@ def token_log_probabilities(
     Returns:
         (N, T), in single precision.
     """
-    return (logits.float() / temperature).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(-1)
 
 
 class Familiarity(nn.Module):
@@ -44,6 +43,12 @@ class Familiarity(nn.Module):
         limit: a distance that few known images exceed.
     """
 
+    mean: torch.Tensor
+    directions: torch.Tensor
+    deviations: torch.Tensor
+    rest: torch.Tensor
+    limit: torch.Tensor
+
     def __init__(self, size: int, rank: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
@@ -52,7 +57,7 @@ class Familiarity(nn.Module):
         self.register_buffer("rest", torch.ones(()))
         self.register_buffer("limit", torch.full((), torch.inf))
 
-    def distance(self, regions: torch.FloatTensor) -> torch.FloatTensor:
+    def distance(self, regions: torch.Tensor) -> torch.Tensor:
         """Regions (B, L, D) -> distance in standard deviations (B,), in single precision."""
         mean, directions = self.mean.float(), self.directions.float()
         difference = regions.float().mean(1) - mean  # (B, D)
@@ -60,7 +65,7 @@ class Familiarity(nn.Module):
         rest = (difference - along @ directions) / self.rest.float()
         return torch.cat([along / self.deviations.float(), rest], dim=1).norm(dim=1)
 
-    def forward(self, regions: torch.FloatTensor) -> torch.FloatTensor:
+    def forward(self, regions: torch.Tensor) -> torch.Tensor:
         """Regions (B, L, D) -> familiarity (B,)."""
         return torch.exp(-(self.distance(regions) - self.limit.float()).clamp(min=0))
 

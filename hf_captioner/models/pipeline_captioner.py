@@ -46,11 +46,11 @@ class ImageCaptioningPipeline(Pipeline):
             `generated_text`; `score`, the geometric mean of the tokens' probabilities, in (0, 1]; `tokens`, with one
             dictionary per generated token (EOS included, prompt excluded): its text as `token` and, as `probability`,
             the model's probability of it given the tokens before it, before any changes by beam search, temperature or
-            suppressed tokens, but calibrated by `score_temperature` of the model's configuration. If the model measures
-            familiarity, `familiarity` in (0, 1], which is 1 for images like those that it was made for and near 0 for
-            those of another kind, and the score is multiplied by it; a caption whose score is below `min_score` of the
-            configuration should rather not be shown. With `attention=True`, `attention` (tokens, h, w), the weights of the last layer over
-            the grid of regions, averaged over heads.
+            suppressed tokens, but calibrated by `score_temperature` of the model's configuration. If the model has
+            statistics of known images, `familiarity` in (0, 1]: 1 for images like those that it was made for, near 0
+            for those of another kind. The score is multiplied by it, and a caption whose score is below `min_score`
+            of the configuration should rather not be shown. With `attention=True`, `attention` (tokens, h, w), the
+            weights of the last layer over the grid of regions, averaged over heads.
 
         Raises:
             ValueError: if an image cannot be read, or attention is requested from a model without attention.
