@@ -17,9 +17,10 @@ from hf_captioner import (
     RnnCaptionerForConditionalGeneration,
     train_tokenizer,
 )
-from hf_captioner.commands import calibrate
+from hf_captioner.commands import calibrate, train
 from hf_captioner.commands.confidence import Caption, read_confidence, right_words
 from hf_captioner.commands.program import program
+from hf_captioner.commands.train_arguments import ModelArguments
 from hf_captioner.data import load_captions
 from hf_captioner.errors import InputError
 from hf_captioner.explain import expected_calibration_error, fit_temperature
@@ -173,6 +174,14 @@ def test_it_travels_with_the_captioner(calibrated, tmp_path):
     regions = torch.randn(3, 4, model.model.encoder.region_size)
     assert torch.equal(again.familiarity(regions), model.familiarity(regions))
     assert (model.familiarity(100 * regions) < 0.01).all()
+
+
+def test_to_train_further_forgets_it(calibrated, dataset, tmp_path):
+    model, _ = train.build(ModelArguments(model=str(calibrated)), dataset["captions"][0])
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.familiarity is None and again.config.score_temperature == 1 and again.config.min_score is None
+    assert not any(name.startswith("familiarity") for name in weights_of(tmp_path))
 
 
 def test_once_more_gives_the_same(calibrated, tmp_path, monkeypatch):
