@@ -69,7 +69,13 @@ def caption(
     prompt: Annotated[str, Option(help="Text that every caption begins with.")] = "",
     max_words: Annotated[int | None, Option(min=1, help="Most words of a caption.")] = None,
     min_score: Annotated[
-        float | None, Option(min=0, max=1, help="Abstain where the score is lower: the caption is null.")
+        float | None,
+        Option(
+            min=0,
+            max=1,
+            help="Abstain where the score is lower: the caption is null. By default the captioner's own least score, "
+            "if it was calibrated to have one; 0 never abstains.",
+        ),
     ] = None,
     score: Annotated[
         bool, Option("--score", help="Show the score in text, too: the geometric mean of the tokens' probabilities.")
@@ -89,6 +95,9 @@ def caption(
 
     On standard output and in .txt a line has the image, a tab and the caption. A line of .jsonl is an object with
     image, caption and score, or with image and error; CSV and Parquet have these as columns.
+
+    The captioner in the package abstains on what is no photograph (drawings of shapes, noise, pages of text, blank
+    images): the caption is null, or nothing in text. `--min-score 0` has it say something of every image.
 
     An image that cannot be read becomes a row with its error, the others go on, and the exit status is 1. A run that
     was stopped goes on where it was when it is started again; until it is through, its rows are in F.progress, or
@@ -127,7 +136,10 @@ def caption_images(
         raise InputError(f"{error.filename} must be a file that can be written, got {error.strerror}") from error
     unread = sum("error" in row for row in store.rows.values())
     where = f" ({output} says why)" if output is not None and unread else ""
-    print(f"{len(store.rows) - unread} captioned, {unread} could not be read{where}", file=sys.stderr)
+    silent = sum("error" not in row and row["caption"] is None for row in store.rows.values())
+    abstained = f"{silent} abstained, because the score is too low, " if silent else ""
+    captioned = len(store.rows) - unread - silent
+    print(f"{captioned} captioned, {abstained}{unread} could not be read{where}", file=sys.stderr)
     if unread:
         raise SystemExit(1)
 
@@ -169,6 +181,8 @@ class Captioner:
                 f"`--model` must be the folder or Hub name of a captioner, got {settings.model!r}: {error}"
             ) from error
         self.tokenizer = self.pipeline.processor.tokenizer
+        own = self.pipeline.model.config.min_score or 0
+        self.min_score = own if settings.min_score is None else settings.min_score
         self.options = {} if settings.num_beams is None else {"num_beams": settings.num_beams}
         if settings.max_words is not None:
             limit = WordLimit(self.tokenizer, settings.max_words)
@@ -198,7 +212,7 @@ class Captioner:
             raise InputError(f"the captioner must be able to do what the options say, got: {error}") from error
         for index in range(len(inputs)):
             found = self.pipeline.postprocess({name: one[index : index + 1] for name, one in outputs.items()})[0]
-            abstains = self.settings.min_score is not None and found["score"] < self.settings.min_score
+            abstains = found["score"] < self.min_score
             row = {"caption": None if abstains else found["generated_text"], "score": found["score"]}
             if self.settings.words:
                 probabilities = [token["probability"] for token in found["tokens"]]

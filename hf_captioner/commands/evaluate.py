@@ -12,8 +12,10 @@ On several GPUs it is started by accelerate, in a clone with `training/evaluate_
 Several processes on CPUs are started with `torchrun --nproc_per_node 2` in place of `accelerate launch`.
 
 Writes `captions.json` in the COCO results format and `metrics.json`: all metrics, their 95 % bootstrap intervals over
-images, checks for a collapsed model, and the settings that comparisons need. If it was interrupted, the same command
-continues with the images that have no caption yet; after it has finished, it only computes the metrics again.
+images, checks for a collapsed model, how far the probabilities of words and the scores of captions can be believed (a
+reliability diagram and a risk-coverage curve, drawn in `calibration.png`; `hf-captioner calibrate` makes them better),
+and the settings that comparisons need. If it was interrupted, the same command continues with the images that have no
+caption yet; after it has finished, it only computes the metrics again.
 """
 
 import hashlib
@@ -34,11 +36,13 @@ from tqdm.auto import tqdm
 
 from .. import CaptionerProcessor, __version__
 from ..errors import InputError
+from ..explain import save_calibration_picture
 from ..files import replacing
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
 from ..models.tokenization_captioner import decode_captions
 from ..sharing.card import weights_sha256
 from . import run
+from .confidence import confidence_report, costs, read_confidence
 from .inputs import SourceArguments, read_captioner, read_captions, refusing
 from .parsing import CommandParser
 
@@ -131,6 +135,9 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / "captions.json", results)
         shutil.rmtree(folder / "progress", ignore_errors=True)
         report = measure(args, texts, dataset, ids, frequency) | {"setting": setting, "processes": state.num_processes}
+        report["confidence"] = measure_confidence(model, processor, dataset, texts, frequency, args.batch_size)
+        if not isinstance(report["confidence"], str):
+            save_calibration_picture(folder / "calibration.png", report["confidence"])
         write_json(folder / "metrics.json", report)
         show(report)
         print(f"\ncaptions and metrics: {folder}")
@@ -279,6 +286,18 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
     return report
 
 
+def measure_confidence(model, processor, dataset: Dataset, captions: list[str], frequency, batch_size: int):
+    """How far the captioner's confidence in these captions can be believed, or a text that says why nobody knows."""
+    references = dataset["captions"][:]
+    images = (row["image"] for row in tqdm(dataset, desc="reading probabilities", unit="image"))
+    temperatures = (1.0, model.config.score_temperature)
+    try:
+        read = list(read_confidence(model, processor, images, temperatures, captions, batch_size))
+    except InputError as error:
+        return f"not available, because {error}"
+    return confidence_report(model, read, references, costs(captions, references, frequency))
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "hf_captioner": __version__}
     libraries = ("torch", "transformers", "tokenizers", "pillow", "torchvision", "accelerate", "numpy", "nltk")
@@ -312,6 +331,12 @@ def show(report: dict) -> None:
             print(f"{name:>18}  {value:.4f}  [{low:.4f}, {high:.4f}]")
     for name, value in report["checks"].items():
         print(f"{name:>18}  {value:.4f}" if isinstance(value, float) else f"{name:>18}  {value}")
+    confidence = report["confidence"]
+    if isinstance(confidence, str):
+        print(f"{'confidence':>18}  {confidence}")
+    else:
+        print(f"{'ece':>18}  {confidence['words']['ece']:.4f}")
+        print(f"{'risk_coverage':>18}  {confidence['risk_coverage']['area']:.4f}")
 
 
 def write_json(path: Path, content) -> None:

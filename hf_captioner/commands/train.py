@@ -65,6 +65,9 @@ def build(model_args: ModelArguments, captions: list[str]) -> tuple[PreTrainedMo
         model, processor = new_captioner(model_args, captions)
     else:
         model, processor = read_captioner(model_args.model, json_mapping("model_config", model_args.model_config))
+        # What was measured of the weights before is not true of those to come.
+        model.config.score_temperature, model.config.min_score, model.config.familiarity_rank = 1.0, None, 0
+        model.familiarity = None
     check_agreement(model.config, processor.tokenizer)
     options = {name: getattr(model_args, name) for name in GENERATION}
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})

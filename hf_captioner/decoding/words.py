@@ -53,6 +53,30 @@ class WordLimit(LogitsProcessor):
         return scores.masked_fill(full[:, None] & self.starts, -torch.inf)
 
 
+def places_of_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """
+    A caption's words, as spaces part them, each with the places of its tokens.
+
+    Args:
+        tokenizer: of `ids`.
+        ids: the tokens; special ones (the end) belong to no word.
+
+    Raises:
+        InputError: if the tokenizer's tokens do not tell where a word begins.
+    """
+    special = set(tokenizer.all_special_ids)
+    words: list[list[int]] = []
+    for place, (token, starts) in enumerate(zip(ids, _starts_of_words(tokenizer, ids), strict=True)):
+        if token in special:
+            continue
+        if starts or not words:
+            words.append([])
+        words[-1].append(place)
+    if len(words) < len(tokenizer.decode(list(ids), skip_special_tokens=True).split()):
+        raise no_words(tokenizer)
+    return [(tokenizer.decode([ids[place] for place in places]).strip(), places) for places in words]
+
+
 def word_probabilities(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], probabilities: Sequence[float]
 ) -> list[dict[str, str | float]]:
@@ -70,15 +94,9 @@ def word_probabilities(
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.
     """
-    special = set(tokenizer.all_special_ids)
-    words: list[tuple[list[int], list[float]]] = []
-    for token, starts, probability in zip(ids, _starts_of_words(tokenizer, ids), probabilities, strict=True):
-        if token in special:
-            continue
-        if starts or not words:
-            words.append(([], []))
-        words[-1][0].append(token)
-        words[-1][1].append(probability)
-    if len(words) < len(tokenizer.decode(list(ids), skip_special_tokens=True).split()):
-        raise no_words(tokenizer)
-    return [{"word": tokenizer.decode(tokens).strip(), "probability": math.prod(each)} for tokens, each in words]
+    if len(ids) != len(probabilities):
+        raise ValueError(f"`probabilities` must be one for each of {len(ids)} tokens, got {len(probabilities)}")
+    return [
+        {"word": word, "probability": math.prod(probabilities[place] for place in places)}
+        for word, places in places_of_words(tokenizer, ids)
+    ]

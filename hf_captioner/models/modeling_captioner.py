@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention import rows_per_image
+from .confidence_captioner import Familiarity
 from .configuration_captioner import did_you_mean
 from .generation_captioner import CaptionerGenerationMixin
 from .loss_captioner import CaptionerLossMixin, CaptionerOutput
@@ -58,6 +59,12 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, Familiarity):  # every image is familiar
+            init.zeros_(module.mean)
+            init.zeros_(module.directions)
+            init.ones_(module.deviations)
+            init.ones_(module.rest)
+            init.constant_(module.limit, torch.inf)
         else:
             super()._init_weights(module)
 
@@ -236,6 +243,10 @@ class CaptionerForConditionalGeneration(
     A captioner with a language model head, for training and `generate()`.
 
     Subclasses set `model_class` and may add terms to the loss in `attention_losses`.
+
+    Attributes:
+        familiarity: a [`Familiarity`], which takes the encoder's `last_hidden_state`, or `None` if the configuration
+            says that there is none.
     """
 
     model_class: type[CaptionerModel]
@@ -245,6 +256,9 @@ class CaptionerForConditionalGeneration(
         super().__init__(config)
         self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.familiarity = None
+        if config.familiarity_rank:
+            self.familiarity = Familiarity(self.model.encoder.region_size, config.familiarity_rank)
         self.post_init()
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import BatchFeature, Pipeline
 
+from .confidence_captioner import token_log_probabilities
 from .image_processing_captioner import open_image
 from .image_reading import to_rgb
 from .tokenization_captioner import token_texts
@@ -45,8 +46,11 @@ class ImageCaptioningPipeline(Pipeline):
             `generated_text`; `score`, the geometric mean of the tokens' probabilities, in (0, 1]; `tokens`, with one
             dictionary per generated token (EOS included, prompt excluded): its text as `token` and, as `probability`,
             the model's probability of it given the tokens before it, before any changes by beam search, temperature or
-            suppressed tokens; with `attention=True`, `attention` (tokens, h, w), the weights of the last layer over
-            the grid of regions, averaged over heads.
+            suppressed tokens, but calibrated by `score_temperature` of the model's configuration. If the model has
+            statistics of known images, `familiarity` in (0, 1]: 1 for images like those that it was made for, near 0
+            for those of another kind. The score is multiplied by it, and a caption whose score is below `min_score`
+            of the configuration should rather not be shown. With `attention=True`, `attention` (tokens, h, w), the
+            weights of the last layer over the grid of regions, averaged over heads.
 
         Raises:
             ValueError: if an image cannot be read, or attention is requested from a model without attention.
@@ -94,8 +98,12 @@ class ImageCaptioningPipeline(Pipeline):
             output_attentions=attention,
             use_cache=False,
         )
-        log_probabilities = reading.logits.float().log_softmax(-1).gather(-1, sequences[:, -length:, None])[..., 0]
+        log_probabilities = token_log_probabilities(
+            reading.logits, sequences[:, -length:], model.config.score_temperature
+        )
         outputs = {"sequences": sequences, "log_probabilities": log_probabilities}
+        if model.familiarity is not None:
+            outputs["familiarity"] = model.familiarity(encoder_outputs.last_hidden_state)
         if attention:
             outputs["attention"] = (
                 reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, encoder_outputs.grid)
@@ -122,6 +130,9 @@ class ImageCaptioningPipeline(Pipeline):
                     ],
                 }
             )
+            if "familiarity" in outputs:
+                captions[-1]["familiarity"] = outputs["familiarity"][0, 0].item()
+                captions[-1]["score"] *= captions[-1]["familiarity"]
             if "attention" in outputs:
                 captions[-1]["attention"] = outputs["attention"][0, row, real]
         return captions

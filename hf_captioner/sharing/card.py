@@ -28,8 +28,9 @@ def write_card(
     Writes `README.md` into the folder of a captioner.
 
     Args:
-        folder: with its configuration and what train.py left there: `training.json`, `trainer_state.json`,
-            `eval_results.json`, `samples.json`; what is missing is left out of the card.
+        folder: with its configuration and what train.py and calibrate left there: `training.json`,
+            `trainer_state.json`, `eval_results.json`, `samples.json`, `calibration.json`; what is missing is left out
+            of the card.
         evaluation: with the `metrics.json` of evaluate_captions.py, which then goes before the trainer's metrics.
         name: folder or Hub repository to load it from.
         license: of the weights, by the Hub's identifier, such as `"cc-by-4.0"`. By default what the card that is there
@@ -44,7 +45,7 @@ def write_card(
     """
     name = name or folder.absolute().name
     training, state = read(folder / "training.json"), read(folder / "trainer_state.json")
-    report = None
+    report: dict | None = None
     if evaluation is not None:
         if not (evaluation / "metrics.json").exists():
             raise FileNotFoundError(f"`evaluation` must hold a metrics.json, got {evaluation}")
@@ -62,6 +63,7 @@ def write_card(
         introduction=card.text.strip() + "\n",
         samples=samples(folder),
         attention=(folder / "attention.png").exists(),
+        confidence=confidence(read(folder / "calibration.json"), report),
         **measured,
         **progress(training, state),
     )
@@ -186,6 +188,35 @@ def progress(training: dict, state: dict) -> dict:
         "curve_names": names,
         "curve": [[entry["step"], *(f"{entry[f'eval_{name}']:.4f}" for name in names)] for entry in evaluations],
     }
+
+
+def confidence(calibration: dict, report: dict | None) -> str:
+    """How far probabilities and scores can be believed, as `calibrate` measured it, and `evaluate` for the curve."""
+    parts = []
+    if calibration:
+        words, percent = calibration["words"], [f"{100 * share:.1f} %" for share in calibration["abstained"].values()]
+        parts.append(
+            f"`hf-captioner calibrate` on `{calibration['data']}`, {calibration['num_images']} images: half of them "
+            f"gave the temperature of the probabilities, {calibration['temperature']:.3f} (Guo et al. 2017), and the "
+            "statistics by which images of another kind are told (Lee et al. 2018). On the other half the expected "
+            f"calibration error of words, which are right if a reference has them, is {words['ece']:.3f} in place of "
+            f"{words['ece_before']:.3f} before. `hf-captioner caption` abstains where the score is below "
+            f"{calibration['min_score']:.3f}, on:"
+        )
+        table = ["| images | abstains | AUROC of the score |", "| --- | --- | --- |"]
+        for name, share in zip(calibration["abstained"], percent, strict=True):
+            area = f"{calibration['auroc'][name]:.3f}" if name in calibration["auroc"] else ""
+            table.append(f"| {name} | {share} | {area} |")
+        parts.append("\n".join(table))
+    curve = report and isinstance(report.get("confidence"), dict) and report["confidence"]["risk_coverage"]
+    if curve:
+        half = next(risk for part, risk in zip(curve["coverage"], curve["risk"], strict=True) if part >= 0.5)
+        parts.append(
+            "With a caption's risk 1 - min(CIDEr-D, 1), the half of the captions with the highest scores has a mean "
+            f"risk of {half:.3f}, all have {curve['risk'][-1]:.3f}; the area under the risk-coverage curve (Geifman "
+            f"and El-Yaniv 2017) is {curve['area']:.3f}, {curve['area_random']:.3f} by chance."
+        )
+    return "\n\n".join(parts)
 
 
 def samples(folder: Path) -> list[dict]:

@@ -16,16 +16,20 @@ from testing import ROOT
 from transformers import pipeline
 
 from hf_captioner.checkpoints import PHOTOGRAPHS
+from hf_captioner.commands.calibrate import DISTORTIONS
 from hf_captioner.data import load_captions
+from hf_captioner.data.non_photographs import NON_PHOTOGRAPHS, non_photographs
 from hf_captioner.metrics import CaptionMetrics
 
 FOLDER = Path(PHOTOGRAPHS)
+PHOTOGRAPH = Path(__file__).with_name("photograph.jpg")  # Eileen Collins, by NASA, in the public domain
 
 
 def test_the_folder_is_whole_and_small():
     names = {path.name for path in FOLDER.iterdir()}
     assert names == {
         "README.md",
+        "calibration.json",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -53,20 +57,60 @@ def test_the_card_tells_what_was_measured_of_these_weights():
     assert "EfficientNet-Lite2" in card.text and "research" in card.text
 
 
+def test_the_card_tells_how_far_it_can_be_believed():
+    text = ModelCard.load(FOLDER / "README.md").text
+    report = json.loads((FOLDER / "calibration.json").read_text())
+    config = json.loads((FOLDER / "config.json").read_text())
+    assert config["score_temperature"] == report["temperature"] and config["min_score"] == report["min_score"]
+    assert report["words"]["ece"] < report["words"]["ece_before"] / 2
+    for name in ("ece", "ece_before"):
+        assert f"{report['words'][name]:.3f}" in text
+    for kind, area in report["auroc"].items():
+        assert area > 0.99
+        assert f"| {kind} | {100 * report['abstained'][kind]:.1f} % | {area:.3f} |" in text
+    assert report["abstained"]["photographs"] < 0.02 and "risk-coverage" in text
+
+
 def test_it_captions_without_a_model_being_named(tmp_path):
     """`pipeline("image-captioning")` and `hf-captioner caption photo.jpg`, without a network."""
     values = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    photo = tmp_path / "photo.jpg"
-    Image.fromarray(values).resize((320, 240), Image.Resampling.BICUBIC).save(photo)
+    noise = tmp_path / "noise.png"
+    Image.fromarray(values).resize((320, 240), Image.Resampling.BICUBIC).save(noise)
     captioner = pipeline("image-captioning")
     assert captioner.model.dtype == torch.float32  # on a processor half precision would be slow
-    (expected,) = captioner(str(photo))
+    (expected,) = captioner(str(PHOTOGRAPH))
+    assert expected["generated_text"] == "a boy in a orange shirt and a red shirt."  # as before it was calibrated
+    assert expected["familiarity"] > 0.9 and expected["score"] > 0.5
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "hf_captioner.commands.program", "caption", str(photo)]
+    command = [sys.executable, "-m", "hf_captioner.commands.program", "caption", str(PHOTOGRAPH), str(noise)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{photo}\t{expected['generated_text']}"
-    assert 3 <= len(expected["generated_text"].split()) <= 24
+    assert done.stdout.splitlines() == [f"{PHOTOGRAPH}\t{expected['generated_text']}", f"{noise}\t"]
+    assert "1 captioned, 1 abstained" in done.stderr
+
+
+@pytest.mark.parametrize("kind", NON_PHOTOGRAPHS)
+def test_it_abstains_on_what_is_no_photograph(kind):
+    """Other images than those that it was measured with."""
+    captioner = pipeline("image-captioning")
+    images = non_photographs(kind, 5, seed=1)
+    scores = [found["score"] for (found,) in captioner(images, batch_size=5, num_beams=1)]
+    assert max(scores) < captioner.model.config.min_score
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_it_says_something_of_nearly_every_photograph(data_folder):
+    """Of those that it was trained on, and of others, turned, grey and badly compressed."""
+    captioner = pipeline("image-captioning")
+    abstained = []
+    for name, distortions in (("train", []), ("validation", list(DISTORTIONS.values())[::3])):
+        photographs = load_captions(str(data_folder / "flickr8k" / f"{name}.parquet"), check_images=False)
+        images = [image.convert("RGB") for image in photographs.select(range(1, 121, 2))["image"]]
+        for distort in (Image.Image.copy, *distortions):
+            found = captioner([distort(image) for image in images], batch_size=20, num_beams=1)
+            abstained.append(sum(one["score"] < captioner.model.config.min_score for (one,) in found) / len(images))
+    assert max(abstained) <= 0.1 and sum(abstained) / len(abstained) <= 0.05, abstained
 
 
 @pytest.mark.slow

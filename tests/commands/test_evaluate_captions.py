@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from testing import ROOT
 from testing.tiny_models import randomise, tiny_config
+from transformers import pipeline
 
 from hf_captioner import (
     CaptionerImageProcessor,
@@ -19,8 +20,9 @@ from hf_captioner import (
     RnnCaptionerForConditionalGeneration,
     train_tokenizer,
 )
-from hf_captioner.commands import evaluate
+from hf_captioner.commands import confidence, evaluate
 from hf_captioner.data import load_captions
+from hf_captioner.errors import InputError
 from hf_captioner.metrics import DEFAULT_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks, tokenize
 
 SCRIPT = ROOT / "training" / "evaluate_captions.py"
@@ -76,7 +78,40 @@ def test_captions_and_numbers(script, model_folder, references, tmp_path):
     assert (setting["num_images"], setting["num_references"]) == (11, sum(map(len, references)))
     assert (setting["num_beams"], setting["length_penalty"], setting["max_new_tokens"]) == (1, 1.0, 8)
     assert len(setting["weights_sha256"]) == 1 and report["versions"]["torch"] == torch.__version__
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.json", "metrics.json", "setting.json"]
+    names = ["calibration.png", "captions.json", "metrics.json", "setting.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_how_far_the_confidence_can_be_believed(script, model_folder, references, tmp_path):
+    captions, report = run(script, model_folder, tmp_path, *FAST, "--per_image")
+    found = report["confidence"]
+    words = [word for result in captions for word in result["caption"].split()]
+    assert found["words"]["count"] == len(words) and found["temperature"] == 1 and found["min_score"] is None
+    assert found["words"]["ece"] == found["words"]["ece_before"] > 0
+    known = [{word for text in texts for word in " ".join(tokenize([text])[0]).split()} for texts in references]
+    right = [
+        set(tokenize([word])[0]) <= known[row]
+        for row, result in enumerate(captions)
+        for word in result["caption"].split()
+    ]
+    assert found["words"]["right"] == pytest.approx(np.mean(right))
+    risks = [1 - min(row["cider_d"], 1) for row in report["per_image"]]
+    assert found["risk_coverage"]["area_random"] == pytest.approx(np.mean(risks))
+    assert found["risk_coverage"]["risk"][-1] == pytest.approx(np.mean(risks))
+    pipe = pipeline("image-captioning", model=str(model_folder), device="cpu")
+    scores = {pipe(image)[0]["score"]: risk for image, risk in zip(load_captions(DATA)["image"], risks, strict=True)}
+    best = scores[max(scores)]
+    assert found["risk_coverage"]["risk"][0] == pytest.approx(best) and found["abstained"] == 0
+
+
+def test_a_tokenizer_without_words_has_no_confidence(script, model_folder, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise InputError("a tokenizer must mark the spaces")
+
+    monkeypatch.setattr(confidence, "places_of_words", refuse)
+    _, report = run(script, model_folder, tmp_path)
+    assert report["confidence"] == "not available, because a tokenizer must mark the spaces"
+    assert not (tmp_path / "calibration.png").exists()
 
 
 def test_the_captions_are_the_models(script, model_folder, tmp_path):

@@ -101,6 +101,29 @@ def test_an_evaluation_goes_before_the_trainers_metrics(trained, evaluated):
         write_card(other, evaluated)
 
 
+def test_how_far_it_can_be_believed_stands_in_it(trained, evaluated):
+    report = json.loads((evaluated / "metrics.json").read_text())["confidence"]["risk_coverage"]
+    card = write_card(trained, evaluated)
+    assert (
+        "## Confidence" in card.text and f"is {report['area']:.3f}, {report['area_random']:.3f} by chance" in card.text
+    )
+    calibration = {
+        "data": "photographs",
+        "num_images": 90,
+        "temperature": 0.7512,
+        "min_score": 0.3456,
+        "words": {"ece_before": 0.2347, "ece": 0.0456},
+        "abstained": {"photographs": 0.011, "noise": 0.99},
+        "auroc": {"noise": 0.9876},
+    }
+    text = sharing_card.confidence(calibration, None)
+    assert "`photographs`, 90 images" in text and "0.751" in text and "0.346" in text
+    assert "is 0.046 in place of 0.235" in text
+    assert "| photographs | 1.1 % |  |\n| noise | 99.0 % | 0.988 |" in text
+    assert sharing_card.confidence({}, None) == ""
+    assert "## Confidence" not in write_card(trained).text
+
+
 def test_the_licence_is_unknown_until_someone_says_it(trained):
     """And is kept when the card is written anew."""
     assert ModelCard.load(trained / "README.md").data.license == "unknown"
