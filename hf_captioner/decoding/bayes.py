@@ -49,10 +49,7 @@ class MetricUtility:
     def __call__(self, captions: list[list[int]], references: list[list[int]]) -> np.ndarray:
         """Twice n captions as lists of tokens -> n numbers. Equal pairs, of which samples have many, count once."""
         places: dict[tuple[int, ...], int] = {}
-        pairs = [
-            [places.setdefault(tuple(tokens), len(places)) for tokens in side]
-            for side in (captions, references)
-        ]
+        pairs = [[places.setdefault(tuple(tokens), len(places)) for tokens in side] for side in (captions, references)]
         words = tokenize(self.tokenizer.batch_decode(list(map(list, places)), skip_special_tokens=True))
         (first, second), where = np.unique(np.array(pairs), axis=1, return_inverse=True)
         texts = [words[place] for place in first]

@@ -112,13 +112,12 @@ def refuse_ignored(decoding: str | None, given: Mapping[str, Any]) -> None:
         InputError: if an option belongs to other searches than this one.
     """
     for name, value in given.items():
-        readers = [f"`{search}`" if search else "none" for search, takes in TAKES.items() if name in takes]
-        if readers and name not in TAKES[decoding]:
-            what = f"`decoding` {decoding!r}" if decoding else "no `decoding`"
-            raise InputError(
-                f"`{name}` must be left out with {what}, which does not use it ({', '.join(readers)} would), "
-                f"got {value!r}"
-            )
+        readers = [search for search, takes in TAKES.items() if name in takes]
+        if not readers or decoding in readers:
+            continue
+        if decoding is None:
+            raise InputError(f"`{name}` must be given with `decoding` {' or '.join(map(str, readers))}, got {value!r}")
+        raise InputError(f"`{name}` must be left out with `decoding` {decoding}, which ignores it, got {value!r}")
 
 
 def word_rules(tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Any]) -> list:

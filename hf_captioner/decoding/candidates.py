@@ -13,8 +13,8 @@ def said(model, tokens: torch.Tensor, prompt: int) -> list[list[int]]:
 
 def chosen(candidates: ModelOutput | torch.Tensor, rows: torch.Tensor, scores: torch.Tensor, prompt: int):
     """
-    Of what `generate()` returned, some rows (n,), with the scores (n,) by which they were chosen. Attentions stay where
-    they are, and `beam_indices` leads to them.
+    Of what `generate()` returned, some rows (n,), with the scores (n,) by which they were chosen. Attentions stay
+    where they are, and `beam_indices` leads to them.
     """
     if isinstance(candidates, torch.Tensor):
         return candidates[rows]

@@ -156,7 +156,8 @@ class WholeWords(LogitsProcessor):
             raise no_words(tokenizer)
         special = set(tokenizer.all_special_ids)
         self.phrases = [torch.tensor(phrase) for phrase in phrases]
-        self.letters = torch.tensor([index not in special and token[:1].isalnum() for index, token in enumerate(tokens)])
+        letters = [index not in special and token[:1].isalnum() for index, token in enumerate(tokens)]
+        self.letters = torch.tensor(letters)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""

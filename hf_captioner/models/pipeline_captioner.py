@@ -66,9 +66,9 @@ class ImageCaptioningPipeline(Pipeline):
             dictionary per generated token (EOS included, prompt excluded): its text as `token` and, as `probability`,
             the model's probability of it given the tokens before it, before any changes by beam search, temperature or
             suppressed tokens; with `decoding`, `search_score`, by which that search ranks (its documentation says what
-            it is), if it has scores; with `attention=True`, `attention` (tokens, h, w), the weights of the last layer over
-            the grid of regions, averaged over heads. Probabilities and attention are this captioner's, whatever the
-            search asked besides.
+            it is), if it has scores; with `attention=True`, `attention` (tokens, h, w), the weights of the last layer
+            over the grid of regions, averaged over heads. Probabilities and attention are this captioner's, whatever
+            the search asked besides.
 
         Raises:
             ValueError: if an image cannot be read, attention is requested from a model without attention, or there is
