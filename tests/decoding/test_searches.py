@@ -108,6 +108,14 @@ def test_diverse_beam_search_is_that_of_lists(system):
         torch.testing.assert_close(scores, torch.tensor([score for score, _ in expected]), atol=1e-4, rtol=1e-4)
 
 
+def test_the_default_penalty_is_a_half():
+    model, images = make("additive"), random_images()
+    options = dict(custom_generate=diverse_beam_search, num_beams=5, num_beam_groups=5, num_return_sequences=5, **FULL)
+    found = model.generate(images, **options)
+    assert found.sequences.tolist() == model.generate(images, diversity_penalty=0.5, **options).sequences.tolist()
+    assert found.sequences.tolist() != model.generate(images, diversity_penalty=0.0, **options).sequences.tolist()
+
+
 def enumerate_captions(model, regions, steps):
     """All captions of a tiny vocabulary: tokens -> log probability."""
     found, open_ = {}, {(): 0.0}
@@ -234,7 +242,7 @@ def overlap(captions, references):
     return [len(set(a) & set(b)) / len({*a, *b}) for a, b in zip(captions, references, strict=True)]
 
 
-@pytest.mark.parametrize("system", ["additive", "none", "vit_transformer", "outside"])
+@pytest.mark.parametrize("system", [*SYSTEMS, "outside"])
 def test_minimum_bayes_risk_is_a_double_loop_over_samples(system):
     model, images = make(system), random_images()
     for count in (1, 6):
