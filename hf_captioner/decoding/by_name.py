@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -120,11 +121,11 @@ def refuse_ignored(decoding: str | None, given: Mapping[str, Any]) -> None:
         raise InputError(f"`{name}` must be left out with `decoding` {decoding}, which ignores it, got {value!r}")
 
 
-def word_rules(tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Any]) -> list:
+def word_rules(tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Any]) -> list[LogitsProcessor]:
     """Logits processors of the `RULES` that are given."""
     if given.get("min_words", 0) > given.get("max_words", float("inf")):
         raise InputError(f"`min_words` must be at most `max_words`, {given['max_words']}, got {given['min_words']}")
-    made = {
+    made: dict[str, Callable[[Any], LogitsProcessor]] = {
         "no_bad_ending": lambda value: NoBadEnding(tokenizer),
         "no_repeated_words": lambda value: NoRepeatedWords(tokenizer),
         "no_unknown_word": lambda value: NoUnknownWord(tokenizer),
