@@ -39,6 +39,9 @@ class DecodingArguments:
     num_samples: int | None = field(
         default=None, metadata={"help": "mbr, rerank: samples of an image; 20 by default for mbr, beams for rerank"}
     )
+    temperature: float | None = field(
+        default=None, metadata={"help": "mbr, rerank: of the samples; below 1 for likelier ones"}
+    )
     utility: str | None = field(
         default=None, metadata={"help": "mbr: metric by which samples are compared, cider_d by default"}
     )
@@ -83,8 +86,10 @@ class DecodingArguments:
         own = model.generation_config.num_beams
         found = generation_options(decoding, wanted, processor, own, model.device)
         samples = decoding == "stochastic" or found.get("do_sample", False)
-        if seed is not None and not samples:
-            raise InputError(f"`seed` must be left out with a search that does not sample, got {seed}")
+        for name in ("seed", "temperature"):
+            if getattr(self, name) is not None and not samples:
+                value = getattr(self, name)
+                raise InputError(f"`{name}` must be left out with a search that does not sample, got {value}")
         if samples:
             set_seed((seed or 0) + process)
         wanted_captions, beams = self.num_return_sequences or 1, found.get("num_beams") or own or 1

@@ -89,6 +89,7 @@ def test_several_captions_in_every_format(model, photos, capsys):
         (["--num-return-sequences", 2], r"`num_return_sequences` must be at most `num_beams` \(1\), got 2"),
         (["--num-return-sequences", 0], "`num_return_sequences` must be at least 1, got 0"),
         (["--seed", 3], "`seed` must be left out with a search that does not sample, got 3"),
+        (["--temperature", 0.5], "`temperature` must be left out with a search that does not sample, got 0.5"),
         (["--decoding", "constrained", "--force-words", "zebra"], "that the captioner knows, got 'zebra'"),
         (["--decoding", "diverse", "--num-beams", 4, "--num-beam-groups", 3], "must divide `num_beams` .4., got 3"),
     ],
