@@ -44,6 +44,16 @@ PIPELINE_REGISTRY.register_pipeline(
     type="multimodal",
 )
 
+
+def _generation_options(*args, **kwargs):
+    # Imported on first use. The pipeline, which travels to the Hub alone, knows of no searches but transformers' own.
+    from .decoding import generation_options
+
+    return generation_options(*args, **kwargs)
+
+
+ImageCaptioningPipeline.named_options = staticmethod(_generation_options)
+
 if TYPE_CHECKING:
     from .trainers import CaptioningTrainer, SelfCriticalTrainer
 else:

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
-from transformers import LogitsProcessorList, pipeline
+from transformers import pipeline
 from transformers.utils.logging import disable_progress_bar
 from typer import Argument, Option
 
@@ -20,9 +20,10 @@ from ..checkpoints import PHOTOGRAPHS
 from ..data.caption_files import check_suffix, text_cells, text_writer
 from ..data.caption_store import CaptionStore, Existing
 from ..data.image_files import ImageFile, ImageFiles, read_ahead
-from ..decoding import WordLimit, word_probabilities
+from ..decoding import word_probabilities
 from ..errors import InputError
-from ..models.pipeline_captioner import TASK
+from ..models.pipeline_captioner import TASK, needs_images
+from .decoding_options import DecodingArguments, with_decoding
 
 THREADS = min(16, 2 * (os.cpu_count() or 1))  # that read images
 
@@ -34,12 +35,16 @@ class Settings:
     model: str
     prompt: str
     num_beams: int | None
-    max_words: int | None
     min_score: float | None
     words: bool
     existing: str
+    decoding: DecodingArguments
+
+    def flat(self) -> dict:
+        return {name: value for name, value in asdict(self).items() if name != "decoding"} | self.decoding.settings()
 
 
+@with_decoding
 def caption(
     inputs: Annotated[
         list[str],
@@ -67,7 +72,6 @@ def caption(
     ] = None,
     batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 16,
     prompt: Annotated[str, Option(help="Text that every caption begins with.")] = "",
-    max_words: Annotated[int | None, Option(min=1, help="Most words of a caption.")] = None,
     min_score: Annotated[
         float | None,
         Option(
@@ -78,10 +82,17 @@ def caption(
         ),
     ] = None,
     score: Annotated[
-        bool, Option("--score", help="Show the score in text, too: the geometric mean of the tokens' probabilities.")
+        bool,
+        Option(
+            "--score",
+            help="Show the score in text, too: the geometric mean of the tokens' probabilities, and with --decoding "
+            "the score by which that search ranks.",
+        ),
     ] = False,
     words: Annotated[bool, Option("--words", help="Give every word's probability.")] = False,
     image_column: Annotated[str | None, Option(help="Column of tables, by default found by its usual names.")] = None,
+    *,
+    decoding: DecodingArguments,
 ) -> Callable[[], None]:
     """
     Caption images, whatever they are given as.
@@ -91,10 +102,14 @@ def caption(
     hf-captioner caption photos --model outputs/quickstart --output captions.jsonl
     hf-captioner caption "photos/*.jpg" table.csv --model outputs/quickstart --output captions.parquet --num-beams 3
     hf-captioner caption photos --model outputs/quickstart --sidecar --existing append --max-words 8
+    hf-captioner caption photo.jpg --decoding diverse --num-beam-groups 5 --num-return-sequences 5
+    hf-captioner caption photo.jpg --decoding constrained --force-words "dog|dogs,frisbee" --num-beams 10
     find photos -name "*.jpg" | hf-captioner caption - --model outputs/quickstart --words --min-score 0.01
 
     On standard output and in .txt a line has the image, a tab and the caption. A line of .jsonl is an object with
-    image, caption and score, or with image and error; CSV and Parquet have these as columns.
+    image, caption and score, or with image and error; CSV and Parquet have these as columns. With --decoding there is
+    search_score as well, by which the search ranks, and with --num-return-sequences others, the captions after the
+    first; in text these are further cells.
 
     The captioner in the package abstains on what is no photograph (drawings of shapes, noise, pages of text, blank
     images): the caption is null, or nothing in text. `--min-score 0` has it say something of every image.
@@ -105,7 +120,7 @@ def caption(
     """
     if output is not None:
         check_suffix(output)
-    settings = Settings(model, prompt, num_beams, max_words, min_score, words, existing.value)
+    settings = Settings(model, prompt, num_beams, min_score, words, existing.value, decoding)
     return partial(caption_images, inputs, image_column, settings, batch_size, output, sidecar, score)
 
 
@@ -122,7 +137,7 @@ def caption_images(
     if sidecar and images.tables:
         raise InputError(f"`--sidecar` must have image files to stand beside, got images inside of {images.tables[0]}")
     try:
-        store = CaptionStore(images, asdict(settings), Existing(settings.existing), output, sidecar, score)
+        store = CaptionStore(images, settings.flat(), Existing(settings.existing), output, sidecar, score)
         with tqdm(total=len(images), desc="captioning", unit="image", disable=None) as bar:  # None: on a terminal
             for rows in caption_batches(store.missing(bar.update), settings, batch_size):
                 rows = store.add(rows)
@@ -183,13 +198,13 @@ class Captioner:
         self.tokenizer = self.pipeline.processor.tokenizer
         own = self.pipeline.model.config.min_score or 0
         self.min_score = own if settings.min_score is None else settings.min_score
-        self.options = {} if settings.num_beams is None else {"num_beams": settings.num_beams}
-        if settings.max_words is not None:
-            limit = WordLimit(self.tokenizer, settings.max_words)
-            self.options["logits_processor"] = LogitsProcessorList([limit])
+        self.options = settings.decoding.options(
+            self.pipeline.model, self.pipeline.processor, num_beams=settings.num_beams
+        )
+        self.keep_image = needs_images(self.options.get("custom_generate"))
 
     def read(self, image: ImageFile):
-        return self.pipeline.preprocess(image.source(), prompt=self.settings.prompt)
+        return self.pipeline.preprocess(image.source(), prompt=self.settings.prompt, keep_image=self.keep_image)
 
     def rows(self, batch: list) -> list[dict]:
         """Of pairs of an image and what reading it gave."""
@@ -205,17 +220,30 @@ class Captioner:
         return rows
 
     def captions(self, inputs: list) -> Iterator[dict]:
-        together = type(inputs[0])({name: torch.cat([one[name] for one in inputs]) for name in inputs[0]})
+        together = type(inputs[0])(
+            {
+                name: torch.cat([one[name] for one in inputs]) if name != "images" else [one[name] for one in inputs]
+                for name in inputs[0]
+            }
+        )
         try:
             outputs = self.pipeline.forward(together, generate_kwargs=self.options)
+        except InputError:
+            raise
         except ValueError as error:  # as of a prompt that is longer than a caption may be
             raise InputError(f"the captioner must be able to do what the options say, got: {error}") from error
         for index in range(len(inputs)):
-            found = self.pipeline.postprocess({name: one[index : index + 1] for name, one in outputs.items()})[0]
+            found, *others = self.pipeline.postprocess({name: one[index : index + 1] for name, one in outputs.items()})
             abstains = found["score"] < self.min_score
-            row = {"caption": None if abstains else found["generated_text"], "score": found["score"]}
+            row = {"caption": None if abstains else found["generated_text"], **scores(found)}
+            if self.settings.decoding.num_return_sequences is not None:
+                row["others"] = [{"caption": other["generated_text"], **scores(other)} for other in others]
             if self.settings.words:
                 probabilities = [token["probability"] for token in found["tokens"]]
                 said = outputs["sequences"][index, 0, -outputs["log_probabilities"].shape[-1] :]
                 row["words"] = word_probabilities(self.tokenizer, said[: len(probabilities)].tolist(), probabilities)
             yield row
+
+
+def scores(found: dict) -> dict[str, float]:
+    return {name: found[name] for name in ("score", "search_score") if name in found}

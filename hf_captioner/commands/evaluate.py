@@ -11,6 +11,10 @@ On several GPUs it is started by accelerate, in a clone with `training/evaluate_
 
 Several processes on CPUs are started with `torchrun --nproc_per_node 2` in place of `accelerate launch`.
 
+`--decoding diverse --num_beam_groups 5 --num_return_sequences 5` and the like name another search than beam search; of
+several captions an image, the first is measured as usual, all of them are in `caption_sets.json`, and `metrics.json`
+says under `sets` how different they are.
+
 Writes `captions.json` in the COCO results format and `metrics.json`: all metrics, their 95 % bootstrap intervals over
 images, checks for a collapsed model, how far the probabilities of words and the scores of captions can be believed (a
 reliability diagram and a risk-coverage curve, drawn in `calibration.png`; `hf-captioner calibrate` makes them better),
@@ -39,10 +43,14 @@ from ..errors import InputError
 from ..explain import save_calibration_picture
 from ..files import replacing
 from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
+from ..models.image_reading import to_rgb
+from ..models.pipeline_captioner import needs_images
 from ..models.tokenization_captioner import decode_captions
 from ..sharing.card import weights_sha256
 from . import run
+from .caption_sets import measure_sets
 from .confidence import confidence_report, costs, read_confidence
+from .decoding_options import DecodingArguments
 from .inputs import SourceArguments, read_captioner, read_captions, refusing
 from .parsing import CommandParser
 
@@ -100,7 +108,9 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, source = CommandParser(Arguments, SourceArguments, description=__doc__).parse(argv)
+    args, source, decoding = CommandParser(Arguments, SourceArguments, DecodingArguments, description=__doc__).parse(
+        argv
+    )
     # without `cpu=True` accelerate does not see that several CPU processes were started
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
@@ -114,9 +124,12 @@ def main(argv: list[str] | None = None) -> None:
     model = model.to(state.device).eval()
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens")
     options = {name: getattr(args, name) for name in names}
+    search = decoding.options(model, processor, state.process_index, **options)
     model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
 
     setting = describe(args, dataset, ids, model, processor)
+    used = {name: value for name, value in decoding.settings().items() if value is not None}
+    setting |= {"decoding": used} if used else {}
     captions = earlier_captions(folder, setting)
     state.wait_for_everyone()  # all have read what is there before any adds to it
     if state.is_main_process:
@@ -125,19 +138,28 @@ def main(argv: list[str] | None = None) -> None:
     state.wait_for_everyone()
     missing = [row for row in range(len(dataset)) if row not in captions]
     mine = missing[state.process_index :: state.num_processes]
-    write_captions(model, processor, dataset, mine, args, folder / "progress", state)
+    write_captions(model, processor, dataset, mine, args, folder / "progress", state, search)
     state.wait_for_everyone()
 
     if state.is_main_process:
         captions = earlier_captions(folder, setting)
-        texts = [captions[row] for row in range(len(dataset))]
+        sets = [captions[row] for row in range(len(dataset))]
+        texts = [first for first, *_ in sets]
         results = [{"image_id": number, "caption": text} for number, text in zip(ids, texts, strict=True)]
+        several = decoding.num_return_sequences is not None
+        if several:
+            pairs = zip(ids, sets, strict=True)
+            write_json(
+                folder / "caption_sets.json", [{"image_id": number, "captions": each} for number, each in pairs]
+            )
         write_json(folder / "captions.json", results)
         shutil.rmtree(folder / "progress", ignore_errors=True)
         report = measure(args, texts, dataset, ids, frequency) | {"setting": setting, "processes": state.num_processes}
         report["confidence"] = measure_confidence(model, processor, dataset, texts, frequency, args.batch_size)
         if not isinstance(report["confidence"], str):
             save_calibration_picture(folder / "calibration.png", report["confidence"])
+        if several:
+            report["sets"] = measure_sets(sets, dataset["captions"][:], frequency)
         write_json(folder / "metrics.json", report)
         show(report)
         print(f"\ncaptions and metrics: {folder}")
@@ -197,8 +219,8 @@ def processor_sha256(processor: CaptionerProcessor) -> str:
     return digest.hexdigest()
 
 
-def earlier_captions(folder: Path, setting: dict) -> dict[int, str]:
-    """Captions by row that earlier runs with the same setting wrote, finished or interrupted."""
+def earlier_captions(folder: Path, setting: dict) -> dict[int, list[str]]:
+    """Each row's captions, the best first, that earlier runs with the same setting wrote, finished or interrupted."""
     if not (folder / "setting.json").exists():
         return {}
     before = json.loads((folder / "setting.json").read_text("utf-8"))
@@ -208,45 +230,57 @@ def earlier_captions(folder: Path, setting: dict) -> dict[int, str]:
             f"`output_dir` must be new or hold captions of the same setting, got {folder} with {name} = "
             f"{before.get(name)!r} instead of {setting.get(name)!r}"
         )
-    captions: dict[int, str] = {}
-    if (folder / "captions.json").exists():
-        captions = {
-            row: result["caption"]
-            for row, result in enumerate(json.loads((folder / "captions.json").read_text("utf-8")))
-        }
+    captions: dict[int, list[str]] = {}
+    if (folder / "captions.json").exists():  # written last
+        several = (folder / "caption_sets.json").exists()
+        results = json.loads((folder / f"caption{'_sets' if several else 's'}.json").read_text("utf-8"))
+        captions = {row: each["captions"] if several else [each["caption"]] for row, each in enumerate(results)}
     for path in sorted((folder / "progress").glob("*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
             try:
-                row, caption = json.loads(line)
+                row, texts = json.loads(line)
             except ValueError:  # the process was stopped while it wrote this line, its last
                 continue
-            captions[row] = caption
+            captions[row] = texts
     return captions
 
 
 @torch.inference_mode()
-def write_captions(model, processor, dataset, rows: list[int], args: Arguments, folder: Path, state) -> None:
-    """Captions `rows` of the data set; each batch is written as soon as it is there, as lines [row, caption]."""
+def write_captions(
+    model, processor, dataset, rows: list[int], args: Arguments, folder: Path, state, search: dict
+) -> None:
+    """
+    Captions `rows` of the data set, with options of `generate()`; each batch is written as soon as it is there, as
+    lines [row, captions].
+    """
     if not rows:
         return
     folder.mkdir(parents=True, exist_ok=True)
     images = dataset.select_columns(["image"]).select(rows)
+    keep_images = needs_images(search.get("custom_generate"))
+
+    def collate(batch):
+        photos = [to_rgb(row["image"]) for row in batch]
+        return processor(images=photos, return_tensors="pt"), {"images": photos} if keep_images else {}
+
     loader = DataLoader(
         images,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
-        collate_fn=lambda batch: processor(images=[row["image"] for row in batch], return_tensors="pt"),
+        collate_fn=collate,
     )
     progress = tqdm(total=len(rows), desc="captioning", unit="image", disable=not state.is_local_main_process)
     # a file of its own for each run and process: nothing is ever added to a file that may end in half a line
     with open(folder / f"{time.time_ns()}-{state.process_index}.jsonl", "w", encoding="utf-8") as file, progress:
-        for start, inputs in zip(range(0, len(rows), args.batch_size), loader, strict=True):
-            tokens = model.generate(**inputs.to(state.device))
+        for start, (inputs, more) in zip(range(0, len(rows), args.batch_size), loader, strict=True):
+            done = rows[start : start + args.batch_size]
+            tokens = model.generate(**inputs.to(state.device), **more, **search)
             captions = decode_captions(processor.tokenizer, tokens.cpu())
-            batch = zip(rows[start : start + args.batch_size], captions, strict=True)
+            each = len(captions) // len(done)
+            batch = [(row, captions[place * each : (place + 1) * each]) for place, row in enumerate(done)]
             file.write("".join(json.dumps(pair) + "\n" for pair in batch))
             file.flush()
-            progress.update(len(captions))
+            progress.update(len(done))
 
 
 def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[int], frequency) -> dict:
@@ -329,6 +363,8 @@ def show(report: dict) -> None:
         else:
             low, high = report["intervals_95"][name]
             print(f"{name:>18}  {value:.4f}  [{low:.4f}, {high:.4f}]")
+    for name, value in report.get("sets", {}).items():
+        print(f"{name:>18}  {value:.4f}  (of sets)")
     for name, value in report["checks"].items():
         print(f"{name:>18}  {value:.4f}" if isinstance(value, float) else f"{name:>18}  {value}")
     confidence = report["confidence"]

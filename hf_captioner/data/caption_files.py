@@ -12,11 +12,22 @@ from ..errors import InputError
 from ..files import replacing
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
-COLUMNS = ("image", "caption", "score", "error", "words")
+COLUMNS = ("image", "caption", "score", "error", "words", "search_score", "others")
+SOME = ("words", "search_score", "others")  # columns that are there if a row has them
+JSON_CELLS = ("score", "words", "search_score", "others")  # of CSV
 _WORDS = pyarrow.list_(pyarrow.struct([("word", pyarrow.string()), ("probability", pyarrow.float64())]))
-_TYPES = dict(
-    zip(COLUMNS, [pyarrow.string(), pyarrow.string(), pyarrow.float64(), pyarrow.string(), _WORDS], strict=True)
+_OTHERS = pyarrow.list_(
+    pyarrow.struct([("caption", pyarrow.string()), ("score", pyarrow.float64()), ("search_score", pyarrow.float64())])
 )
+_TYPES = {
+    "image": pyarrow.string(),
+    "caption": pyarrow.string(),
+    "score": pyarrow.float64(),
+    "error": pyarrow.string(),
+    "words": _WORDS,
+    "search_score": pyarrow.float64(),
+    "others": _OTHERS,
+}
 
 
 def check_suffix(path: Path) -> None:
@@ -25,17 +36,24 @@ def check_suffix(path: Path) -> None:
 
 
 def text_cells(row: dict, score: bool = False) -> list[str]:
-    """A row of text: image, caption, score if wanted, words if there are any; or image, nothing and the error."""
+    """
+    A row of text: image, caption, scores if wanted, words if there are any, then further captions and their scores; or
+    image, nothing and the error.
+    """
     if "cells" in row:  # as it was read
         return row["cells"]
     if "error" in row:
         return [row["image"], "", f"error: {row['error']}"]
-    cells = [row["image"], row["caption"] or ""]
-    if score:
-        cells.append(f"{row['score']:.4f}")
+    cells = [row["image"], row["caption"] or "", *_scores(row, score)]
     if "words" in row:
         cells.append(" ".join(f"{entry['word']} ({entry['probability']:.2f})" for entry in row["words"]))
+    for other in row.get("others", []):
+        cells += [other["caption"], *_scores(other, score)]
     return cells
+
+
+def _scores(row: dict, wanted: bool) -> list[str]:
+    return [f"{row[name]:.4f}" for name in ("score", "search_score") if wanted and name in row]
 
 
 def text_writer(file):
@@ -66,7 +84,7 @@ def read_captions(path: Path) -> list[dict]:
                         for row in csv.DictReader(file, strict=True)
                     ]
                     for row in rows:
-                        row.update({name: json.loads(row[name]) for name in ("score", "words") if name in row})
+                        row.update({name: json.loads(row[name]) for name in JSON_CELLS if name in row})
                 else:
                     cells = csv.reader(file, delimiter="\t", strict=True)
                     rows = [{"image": row[0], "caption": row[1], "cells": row} for row in cells if row]
@@ -84,12 +102,12 @@ def read_captions(path: Path) -> list[dict]:
 
 def write_captions(path: Path, rows: Iterable[dict], score: bool = False) -> None:
     """
-    Writes rows with `image` and `caption` (None if there is none to be said), `score` and `words`, or `image` and
-    `error`, in the format that the name's end says: text, JSON lines, CSV or Parquet. A reader finds the old file or
-    the whole new one.
+    Writes rows with `image` and `caption` (None if there is none to be said), `score`, `words`, `search_score` and
+    `others` (captions with their scores), or `image` and `error`, in the format that the name's end says: text, JSON
+    lines, CSV or Parquet. A reader finds the old file or the whole new one.
     """
     suffix, rows = path.suffix.lower(), list(rows)
-    columns = [name for name in COLUMNS if name != "words" or any("words" in row for row in rows)]
+    columns = [name for name in COLUMNS if name not in SOME or any(name in row for row in rows)]
     with replacing(path) as part:
         if suffix == ".parquet":
             schema = pyarrow.schema([(name, _TYPES[name]) for name in columns])
@@ -102,8 +120,7 @@ def write_captions(path: Path, rows: Iterable[dict], score: bool = False) -> Non
                     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
                     writer.writeheader()
                     for row in rows:
-                        if "words" in row:
-                            row = row | {"words": json.dumps(row["words"], ensure_ascii=False)}
-                        writer.writerow(row)
+                        lists = {name: row[name] for name in ("words", "others") if name in row}
+                        writer.writerow(row | {n: json.dumps(v, ensure_ascii=False) for n, v in lists.items()})
                 else:
                     text_writer(file).writerows(text_cells(row, score) for row in rows)

@@ -80,10 +80,11 @@ class Progress:
                 )
         self.rows: list[dict] = lines[1:]
         self._file = open(path, "a", encoding="ascii")  # noqa: SIM115
-        if not lines:
-            self.add([{"settings": settings}])
+        # written with the first rows: a run that is refused before it has any does not bind the next one
+        self._begin = [] if lines else [{"settings": settings}]
 
     def add(self, rows: Iterable[dict]) -> None:
+        rows, self._begin = [*self._begin, *rows], []
         self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         self._file.flush()
 

@@ -2,13 +2,64 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from transformers.generation import GenerateBeamEncoderDecoderOutput
+from transformers import PreTrainedTokenizerBase
 
 from ..compat import draw_samples
 from ..errors import InputError
+from ..metrics import Cider, CiderD, DocumentFrequency, tokenize
+from ..metrics.reward import METRICS
+from .candidates import chosen, said
 
 Utility = Callable[[list[list[int]], list[list[int]]], Sequence[float]]
+
+
+class MetricUtility:
+    """
+    A metric of single captions as the utility of [`minimum_bayes_risk`]: what a caption would score if its one
+    reference were another.
+
+    Args:
+        tokenizer: of the captions.
+        metric: one of `metrics.reward.METRICS`.
+        document_frequency: for CIDEr, best that of the captions trained on. Without it all sequences of words weigh
+            the same, since the samples of one image do not say which words are rare.
+
+    Raises:
+        InputError: if the metric is unknown, or has no document frequencies.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        metric: str = "cider_d",
+        document_frequency: DocumentFrequency | None = None,
+    ):
+        if metric not in METRICS:
+            raise InputError(f"`utility` must be one of {', '.join(METRICS)}; got {metric!r}")
+        scorers = {"cider": Cider, "cider_d": CiderD}
+        if document_frequency is not None and metric not in scorers:
+            raise InputError(f"`utility_frequency` must be left out with `utility` {metric!r}, which does not use it")
+        # the same weight for all: it is in the vectors and in their norms, so that its size does not matter
+        document_frequency = document_frequency or DocumentFrequency(np.empty(0, np.uint64), np.empty(0), 2)
+        self.tokenizer, self.metric = tokenizer, metric
+        self.scorer = scorers[metric](document_frequency) if metric in scorers else None
+
+    def __call__(self, captions: list[list[int]], references: list[list[int]]) -> np.ndarray:
+        """Twice n captions as lists of tokens -> n numbers. Equal pairs, of which samples have many, count once."""
+        places: dict[tuple[int, ...], int] = {}
+        pairs = [[places.setdefault(tuple(tokens), len(places)) for tokens in side] for side in (captions, references)]
+        words = tokenize(self.tokenizer.batch_decode(list(map(list, places)), skip_special_tokens=True))
+        (first, second), where = np.unique(np.array(pairs), axis=1, return_inverse=True)
+        texts = [words[place] for place in first]
+        if self.scorer is not None:
+            values = self.scorer.score(texts, self.scorer.cook([[text] for text in words]).take(second))
+        else:
+            from ..metrics.caption_metrics import score_words  # imports `evaluate`, which CIDEr does without
+
+            values = score_words(texts, [[words[place]] for place in second], [self.metric])[self.metric].per_image
+        return values[where]
 
 
 def minimum_bayes_risk(
@@ -30,6 +81,7 @@ def minimum_bayes_risk(
     Args:
         utility: `utility(captions, references)` takes two lists of n captions as lists of tokens, the start and all
             after the end left out, and returns n numbers: how good each caption is if its reference is right.
+            [`MetricUtility`] or a function.
 
     Returns:
         as `generate()`; `sequences_scores` are the mean utilities.
@@ -52,8 +104,7 @@ def minimum_bayes_risk(
         **model_kwargs,
     )
     tokens = samples.sequences if generation_config.return_dict_in_generate else samples
-    after = model.ends_before(tokens[:, prompt:])
-    captions = [row[~gone].tolist() for row, gone in zip(tokens[:, prompt:], after, strict=True)]
+    captions = said(model, tokens, prompt)
     pairs = [
         (image + i, image + j) for image in range(0, len(captions), count) for i in range(count) for j in range(count)
     ]
@@ -61,12 +112,4 @@ def minimum_bayes_risk(
     means = torch.as_tensor(values, dtype=torch.float, device=tokens.device).view(-1, count, count).mean(2)
     scores, best = means.max(1)
     rows = best + torch.arange(len(best), device=best.device) * count
-    if not generation_config.return_dict_in_generate:
-        return tokens[rows]
-    fields = {name: value for name, value in samples.items() if name != "sequences"}
-    return GenerateBeamEncoderDecoderOutput(
-        sequences=tokens[rows],
-        sequences_scores=scores,
-        beam_indices=rows[:, None].expand(-1, tokens.shape[1] - prompt),
-        **fields,
-    )
+    return chosen(samples, rows, scores, prompt)

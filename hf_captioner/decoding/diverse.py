@@ -20,7 +20,8 @@ def diverse_beam_search(
     """
     Diverse beam search (Vijayakumar et al. 2018, "Diverse Beam Search for Improved Description of Complex Scenes"):
     `num_beams` in groups, one after the other at every step, and a word costs a group `diversity_penalty` for every
-    beam of an earlier group that has chosen it at this step (Hamming diversity). One group is beam search.
+    beam of an earlier group that has chosen it at this step (Hamming diversity), by default 0.5. One group is beam
+    search.
 
         model.generate(pixel_values, custom_generate=diverse_beam_search, num_beams=10, num_beam_groups=5,
                        diversity_penalty=1.0, num_return_sequences=5)
@@ -32,8 +33,8 @@ def diverse_beam_search(
         InputError: if the groups do not divide the beams, or the penalty is negative.
     """
     groups = num_beam_groups or generation_config.num_beam_groups or 1
-    penalty = generation_config.diversity_penalty if diversity_penalty is None else diversity_penalty
-    penalty = 0.5 if penalty is None else penalty
+    # `generate()` fills in 0 where a generation configuration says nothing
+    penalty = (generation_config.diversity_penalty or 0.5) if diversity_penalty is None else diversity_penalty
     beams = generation_config.num_beams
     if groups < 1 or beams % groups:
         raise InputError(f"`num_beam_groups` must divide `num_beams` ({beams}), got {groups}")

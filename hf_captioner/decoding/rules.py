@@ -1,6 +1,7 @@
 """Rules about words for `generate(logits_processor=...)`, for vocabularies of words and of parts of words alike."""
 
 import string
+from collections.abc import Sequence
 
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -103,6 +104,68 @@ class NoRepeatedWords(_WordRule):
                     rest = last[len(begun) :]
                     found += [self.ids.get(mark + rest) for mark in ([""] if going_on else SPACES)]
         return [token for token in found if token is not None]
+
+
+class NoWords(_WordRule):
+    """
+    Words or phrases that are not said, whatever tokens they could be made of. As words are written from left to right,
+    a word is refused as soon as its letters so far are a forbidden one, even if more letters could make it another.
+
+    Args:
+        phrases: texts; what the vocabulary lacks cannot be said anyway.
+
+    Raises:
+        InputError: if the tokenizer's tokens do not tell where a word begins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str]):
+        super().__init__(tokenizer)
+        rows = [tokenizer(phrase, add_special_tokens=False)["input_ids"] for phrase in phrases]
+        self.phrases = [self.words(row) for row in rows if row and tokenizer.unk_token_id not in row]
+
+    def forbidden(self, words: list[str]) -> list[int]:
+        found = []
+        for going_on in (False, True):  # a token that begins a word, or one that goes on with the last
+            if going_on and not words:
+                continue
+            whole, begun = (words[:-1], words[-1]) if going_on else (words, "")
+            for *before, last in self.phrases:
+                if whole[len(whole) - len(before) :] == before and last.startswith(begun):
+                    rest = last[len(begun) :]
+                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else SPACES)]
+                    if not words:  # a caption may begin with a token that elsewhere goes on with a word
+                        found.append(self.ids.get(rest))
+        return [token for token in found if token is not None]
+
+
+class WholeWords(LogitsProcessor):
+    """
+    Behind given words no letters follow that would make them others ("dog" stays "dog", and is not "dogs"), in
+    vocabularies of parts of words. For words that must be said.
+
+    Args:
+        phrases: lists of tokens.
+
+    Raises:
+        InputError: if the tokenizer's tokens do not tell where a word begins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[Sequence[int]]):
+        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        if not any(token.startswith(SPACES) for token in tokens):
+            raise no_words(tokenizer)
+        special = set(tokenizer.all_special_ids)
+        self.phrases = [torch.tensor(phrase) for phrase in phrases]
+        letters = [index not in special and token[:1].isalnum() for index, token in enumerate(tokens)]
+        self.letters = torch.tensor(letters)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""
+        said = torch.zeros(len(input_ids), dtype=torch.bool, device=scores.device)
+        for phrase in self.phrases:
+            if input_ids.shape[1] >= len(phrase):
+                said |= (input_ids[:, -len(phrase) :] == phrase.to(input_ids.device)).all(1)
+        return scores.masked_fill(said[:, None] & self.letters.to(scores.device), -torch.inf)
 
 
 class NoUnknownWord(LogitsProcessor):

@@ -1,9 +1,11 @@
 """`pipeline("image-captioning")`: images in, captions with their probabilities out."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from transformers import BatchFeature, Pipeline
 
 from .confidence_captioner import token_log_probabilities
@@ -14,13 +16,25 @@ from .tokenization_captioner import token_texts
 TASK = "image-captioning"
 
 
+def needs_images(search: Callable | None) -> bool:
+    """Whether a search, a callable for `generate(custom_generate=...)`, must be given the images themselves."""
+    return search is not None and "images" in inspect.signature(search).parameters
+
+
 class ImageCaptioningPipeline(Pipeline):
     """
     Captions images with any captioner and returns a confidence for each caption and token.
 
         captioner = pipeline("image-captioning", model="folder or Hub name", trust_remote_code=True)
         captioner("photo.jpg", num_beams=3)
+
+    Attributes:
+        named_options: turns the name of a search, and options that are not `generate()`'s own, into what `generate()`
+            takes; `hf_captioner` puts it here when it is imported. This file, which is loaded from the Hub where the
+            package is not, knows no searches by name.
     """
+
+    named_options: ClassVar[Callable[..., dict[str, Any]] | None] = None
 
     _load_processor = True
     _load_tokenizer = False
@@ -37,9 +51,15 @@ class ImageCaptioningPipeline(Pipeline):
             attention: whether to return attention maps.
             batch_size: images at a time, 1 by default.
             timeout: seconds to wait for a URL.
+            decoding: how captions are searched for: the name of a search of `hf_captioner.decoding` where that package
+                is imported ("diverse", "constrained", "stochastic", "ensemble", "mbr", "rerank"), or a callable for
+                `generate(custom_generate=...)`, which is given the images (PIL) if it has a parameter `images`. By
+                default greedy search, beam search or sampling, as the options below say.
             generate_kwargs: options of `generate()` as a dictionary; they may also be given as keyword arguments, such
                 as `num_beams`, `do_sample`, `num_return_sequences` or `max_new_tokens`. Defaults are those of the
-                model's generation configuration.
+                model's generation configuration, then those given to `pipeline()`. Where `hf_captioner` is imported
+                also the options of its searches and its rules about words (`hf_captioner.decoding.
+                generation_options`): `num_beam_groups`, `force_words`, `max_words`...
 
         Returns:
             for one image a list of `num_return_sequences` dictionaries, for several images a list of such lists:
@@ -49,11 +69,14 @@ class ImageCaptioningPipeline(Pipeline):
             suppressed tokens, but calibrated by `score_temperature` of the model's configuration. If the model has
             statistics of known images, `familiarity` in (0, 1]: 1 for images like those that it was made for, near 0
             for those of another kind. The score is multiplied by it, and a caption whose score is below `min_score`
-            of the configuration should rather not be shown. With `attention=True`, `attention` (tokens, h, w), the
-            weights of the last layer over the grid of regions, averaged over heads.
+            of the configuration should rather not be shown. With `decoding`, `search_score`, by which that search
+            ranks (its documentation says what it is), if it has scores; with `attention=True`, `attention`
+            (tokens, h, w), the weights of the last layer over the grid of regions, averaged over heads. Probabilities
+            and attention are this captioner's, whatever the search asked besides.
 
         Raises:
-            ValueError: if an image cannot be read, or attention is requested from a model without attention.
+            ValueError: if an image cannot be read, attention is requested from a model without attention, or there is
+                no search of that name or it does not use an option.
             TypeError: if an image is of an unknown kind.
         """
         if isinstance(images, Sequence) and not isinstance(images, (str, bytes, list)):
@@ -63,18 +86,44 @@ class ImageCaptioningPipeline(Pipeline):
             return []
         return super().__call__(images, **kwargs)
 
-    def _sanitize_parameters(self, prompt=None, timeout=None, attention=None, generate_kwargs=None, **options):
-        preprocess = {"prompt": prompt, "timeout": timeout}
-        forward = {"attention": attention, "generate_kwargs": {**(generate_kwargs or {}), **options} or None}
+    def _sanitize_parameters(
+        self, prompt=None, timeout=None, attention=None, decoding=None, generate_kwargs=None, **options
+    ):
+        options = {**(generate_kwargs or {}), **options}
+        if decoding is not None:
+            options["decoding"] = decoding
+        if not hasattr(self, "given"):  # to `pipeline()`
+            self.given = options
+        generate_kwargs = self._generate_kwargs(**{**self.given, **options}) if options else None
         # What is left out of a call must not override what was given to `pipeline()`.
+        preprocess = {"prompt": prompt, "timeout": timeout}
+        forward = {"attention": attention, "generate_kwargs": generate_kwargs}
         preprocess, forward = (
             {name: value for name, value in part.items() if value is not None} for part in (preprocess, forward)
         )
+        if generate_kwargs is not None:
+            preprocess["keep_image"] = needs_images(generate_kwargs.get("custom_generate"))
         return preprocess, forward, {}
 
-    def preprocess(self, image: Any, prompt: str = "", timeout: float | None = None) -> BatchFeature:
-        image = open_image(image, timeout) if isinstance(image, (str, PathLike)) else image
-        return self.processor(images=to_rgb(image), text=prompt, return_tensors="pt")
+    def _generate_kwargs(self, decoding=None, **options) -> dict[str, Any]:
+        if self.named_options is not None:
+            own = self.model.generation_config.num_beams
+            return self.named_options(decoding, options, self.processor, own, self.device)
+        if isinstance(decoding, str):
+            raise ValueError(
+                "`decoding` must be a callable where the package hf_captioner is not imported, which knows searches "
+                f"by name (pip install hf_captioner; import hf_captioner), got {decoding!r}"
+            )
+        return options if decoding is None else {**options, "custom_generate": decoding}
+
+    def preprocess(
+        self, image: Any, prompt: str = "", timeout: float | None = None, keep_image: bool = False
+    ) -> BatchFeature:
+        image = to_rgb(open_image(image, timeout) if isinstance(image, (str, PathLike)) else image)
+        inputs = self.processor(images=image, text=prompt, return_tensors="pt")
+        if keep_image:
+            inputs["images"] = [image]
+        return inputs
 
     def _forward(self, inputs, attention=False, generate_kwargs=None):
         model = self.model
@@ -82,12 +131,18 @@ class ImageCaptioningPipeline(Pipeline):
         prompt = inputs["decoder_input_ids"]
         if attention and not model.config.attends:
             raise ValueError(f"`attention` needs a model that attends, got {model.config.describe()}")
+        options = dict(generate_kwargs or {})
+        search = options.get("custom_generate")
+        if needs_images(search):
+            images = inputs["images"]  # of a batch there are lists in a list
+            options["images"] = [each for one in images for each in (one if isinstance(one, list) else [one])]
         encoder_outputs = model.get_encoder()(pixel_values=pixels)
-        sequences = model.generate(
+        found = model.generate(
             encoder_outputs=encoder_outputs,
             decoder_input_ids=prompt,
-            **{**(generate_kwargs or {}), "return_dict_in_generate": False},
-        )  # (N, S), N = B * k
+            **{**options, "return_dict_in_generate": search is not None, "output_scores": search is not None},
+        )
+        sequences = found if isinstance(found, torch.Tensor) else found.sequences  # (N, S), N = B * k
         length = sequences.shape[1] - prompt.shape[1]
         # A second forward pass over the generated tokens gives the model's own probabilities; the scores of
         # `generate()` are changed by beam search, temperature and suppressed tokens.
@@ -104,6 +159,9 @@ class ImageCaptioningPipeline(Pipeline):
         outputs = {"sequences": sequences, "log_probabilities": log_probabilities}
         if model.familiarity is not None:
             outputs["familiarity"] = model.familiarity(encoder_outputs.last_hidden_state)
+        search_scores = getattr(found, "sequences_scores", None)
+        if search_scores is not None:
+            outputs["search_scores"] = search_scores
         if attention:
             outputs["attention"] = (
                 reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, encoder_outputs.grid)
@@ -133,6 +191,8 @@ class ImageCaptioningPipeline(Pipeline):
             if "familiarity" in outputs:
                 captions[-1]["familiarity"] = outputs["familiarity"][0, 0].item()
                 captions[-1]["score"] *= captions[-1]["familiarity"]
+            if "search_scores" in outputs:
+                captions[-1]["search_score"] = outputs["search_scores"][0, row].item()
             if "attention" in outputs:
                 captions[-1]["attention"] = outputs["attention"][0, row, real]
         return captions

@@ -4,44 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedTokenizerFast,
-)
+from testing.tiny_clip import tiny_clip
+from transformers import CLIPModel, CLIPProcessor
 
 from hf_captioner.metrics import CaptionMetrics, clip_score
-
-WORDS = ["<pad>", "<unk>", "<bos>", "A", "photo", "depicts", "dog", "red", "runs", "cat", "<eos>"]
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    text = dict(vocab_size=11, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    text |= dict(max_position_embeddings=12, eos_token_id=10, bos_token_id=2, pad_token_id=0)
-    vision = dict(image_size=16, patch_size=8, hidden_size=16, intermediate_size=16)
-    vision |= dict(num_hidden_layers=1, num_attention_heads=2)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for weight in model.parameters():  # large enough for cosines of both signs
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
-    model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    # CLIP's embedding of a text is that of its end
-    words.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 10)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
-    )
-    size = {"height": 16, "width": 16}
-    images = CLIPImageProcessor(size=size, crop_size=size)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
