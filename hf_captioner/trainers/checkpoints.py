@@ -120,7 +120,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         InputError: if there are checkpoints, and none is whole.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for checkpoint in checkpoints(folder):
         wrong = defects(checkpoint)
         if not wrong:

@@ -41,7 +41,8 @@ class ResumingTrainer(TrainerInternals, Seq2SeqTrainer):
         """
         self.resumed_from = None
         if resume_from_checkpoint is True and Path(self.args.output_dir).is_dir():
-            resume_from_checkpoint = newest_whole(Path(self.args.output_dir))[0] or True
+            newest, _ = newest_whole(Path(self.args.output_dir))
+            resume_from_checkpoint = True if newest is None else str(newest)
         if isinstance(resume_from_checkpoint, (str, Path)):
             self.resumed_from = Path(resume_from_checkpoint)
             check(self.resumed_from, needs_best=self.args.load_best_model_at_end)
