@@ -19,6 +19,7 @@ PASSED_ON = {
     "calibrate": ("calibrate", "Make its confidence believable, and let it abstain.", "train"),
     "validate-data": ("validate_data", "Find all that is wrong with images and captions.", "train"),
     "card": ("card", "Write the card of a trained captioner.", "train"),
+    "export": ("export", "Write a captioner as ONNX, which runs without torch.", "onnx"),
     "benchmark": ("benchmark", "Time it beside transformers' own captioner.", "train"),
 }
 

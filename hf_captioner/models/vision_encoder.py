@@ -74,7 +74,7 @@ def _chosen_layers(model: nn.Module, pixel_values: torch.Tensor, layer: int | li
             )
     chosen = [states[index] for index in layers]
     channels = 1 if chosen[0].ndim == 4 else 2
-    grids = {tuple(size for axis, size in enumerate(state.shape) if axis != channels) for state in chosen}
+    grids = {tuple(size for axis, size in enumerate(state.shape) if axis not in (0, channels)) for state in chosen}
     if len(grids) > 1:
         shapes = ", ".join(f"{index}: {tuple(state.shape[1:])}" for index, state in zip(layers, chosen, strict=True))
         raise ValueError(f"`vision_feature_layer` must name hidden states of one grid, got {shapes}")
