@@ -68,8 +68,9 @@ def exported(tmp_path_factory):
 OFTEN = ("none", "additive", "hard_multi_head", "cnn_transformer_pre_learned", "vit_transformer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in OFTEN else pytest.mark.long) for name in SYSTEMS]
+    "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.long) for name in SYSTEMS]
 )
 def test_answers_as_the_pipeline(name, tmp_path):
     model = captioner(**SYSTEMS[name], **({"cell": "gru"} if name in ("none", "multi_head") else {}))
