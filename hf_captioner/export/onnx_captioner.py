@@ -53,7 +53,7 @@ class Found:
 
     Args:
         tokens: (B, k, T), generated ones, padded behind the end.
-        log_probs: (B, k, T), of the model itself, before suppressed tokens and the like.
+        log_probs: (B, k, T), of the model itself, before suppressed tokens and the like, calibrated.
         attention: (B, k, T, L), weights of each token over the regions, if the captioner attends.
     """
 
@@ -110,6 +110,8 @@ class OnnxCaptioner:
         self.settings = SearchSettings(
             **{name: value for name, value in generation.items() if name in known and value is not None}
         )
+        config = json.loads(Path(self._file("config.json")).read_text("utf-8"))
+        self.temperature = config.get("score_temperature", 1.0)
         self.attends = any(output.name == "attention" for output in self.decoder.get_outputs())
 
     def _file(self, *parts: str) -> str:
@@ -189,17 +191,26 @@ class OnnxCaptioner:
             )
         )
         grid = encoded.pop("grid").tolist()
+        familiarity = encoded.pop("familiarity", None)
         words = self.tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
         found = self.search(encoded, [self.start, *words], settings)
         return [
             [
-                self._caption(words, found, image, row, grid if attention else None)
+                self._caption(words, found, image, row, grid if attention else None, familiarity)
                 for row in range(found.tokens.shape[1])
             ]
             for image in range(len(pixels))
         ]
 
-    def _caption(self, prompt: list[int], found: Found, image: int, row: int, grid: list[int] | None) -> dict:
+    def _caption(
+        self,
+        prompt: list[int],
+        found: Found,
+        image: int,
+        row: int,
+        grid: list[int] | None,
+        familiarity: np.ndarray | None,
+    ) -> dict:
         tokens = found.tokens[image, row]
         ended = np.isin(tokens, self.ends)
         real = (np.cumsum(ended) - ended == 0) & (tokens != self.pad)
@@ -213,6 +224,9 @@ class OnnxCaptioner:
                 for token, log in zip(ids, logs, strict=True)
             ],
         }
+        if familiarity is not None:
+            caption["familiarity"] = float(familiarity[image])
+            caption["score"] *= caption["familiarity"]
         if grid is not None:
             assert found.attention is not None
             caption["attention"] = found.attention[image, row, real].reshape(-1, *grid)
@@ -238,11 +252,11 @@ class OnnxCaptioner:
         names = [output.name for output in self.decoder.get_outputs()]
 
         def step(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-            """Of the last token (B, k): log probabilities (B, k, vocabulary), and weights over the regions."""
+            """Of the last token (B, k): logits (B, k, vocabulary), and weights over the regions."""
             nonlocal states
             outputs = dict(zip(names, self.decoder.run(None, {"input_ids": tokens, **fixed, **states}), strict=True))
             states = {name: outputs[name.replace("state.", "new_state.")] for name in states}
-            return _log_softmax(outputs["logits"]), outputs.get("attention")
+            return outputs["logits"], outputs.get("attention")
 
         for token in prompt[:-1]:
             step(np.full((images, beams), token))
@@ -261,7 +275,9 @@ class OnnxCaptioner:
         first = np.arange(keep) < beams
 
         for place in range(settings.max_new_tokens):
-            log_probs, weights = step(sequences[..., length - 1])
+            logits, weights = step(sequences[..., length - 1])
+            log_probs = _log_softmax(logits)
+            shown = log_probs if self.temperature == 1 else _log_softmax(logits / np.float32(self.temperature))
             if weights is not None and maps is None:
                 maps = np.zeros((*words.shape, weights.shape[-1]), np.float32)
                 done["maps"] = maps
@@ -273,7 +289,7 @@ class OnnxCaptioner:
 
             running = {"sequences": _take(sequences, parents), "words": _take(words, parents)}
             running["sequences"][..., length] = tokens
-            running["words"][..., place] = np.take_along_axis(log_probs.reshape(images, -1), chosen, 1)
+            running["words"][..., place] = np.take_along_axis(shown.reshape(images, -1), chosen, 1)
             if maps is not None and weights is not None:
                 running["maps"] = _take(maps, parents)
                 running["maps"][..., place, :] = _take(weights, parents)

@@ -86,7 +86,8 @@ def write_state(cache: Cache, tensors: list[torch.Tensor]) -> None:
 class EncoderGraph(nn.Module):
     """
     pixel_values (B, 3, H, W) -> by name: what the decoder reads of an image (B, ...), `state.*`, where it begins
-    (B, 1, ...), and `grid` (2,), rows and columns of the regions.
+    (B, 1, ...), `grid` (2,), rows and columns of the regions, and, if the captioner has statistics of known images,
+    `familiarity` (B,).
     """
 
     def __init__(self, captioner: PreTrainedModel):
@@ -106,7 +107,10 @@ class EncoderGraph(nn.Module):
             states = [empty] * (2 * config.decoder_layers)
         outputs = image_side(encoded)
         outputs |= {f"state.{place}": tensor[:, None] for place, tensor in enumerate(states)}
-        return {**outputs, "grid": torch.tensor(encoded.grid)}
+        outputs["grid"] = torch.tensor(encoded.grid)
+        if self.captioner.familiarity is not None:
+            outputs["familiarity"] = self.captioner.familiarity(encoded.last_hidden_state)
+        return outputs
 
 
 def image_side(encoded: ModelOutput) -> dict[str, torch.Tensor]:

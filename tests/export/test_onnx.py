@@ -39,6 +39,9 @@ def processor() -> CaptionerProcessor:
 
 def captioner(**settings):
     model = tiny_model(**settings)
+    if model.familiarity is not None:
+        for buffer in model.familiarity.buffers():
+            buffer.uniform_(0.1, 0.5)
     model.generation_config.update(max_new_tokens=8, suppress_tokens=[0])
     return model
 
@@ -67,13 +70,19 @@ def exported(tmp_path_factory):
 # An export takes seconds: of kinds that differ little, one is tried every time and the others in the long run.
 OFTEN = ("none", "additive", "hard_multi_head", "cnn_transformer_pre_learned", "vit_transformer")
 
+MORE = {
+    "none": {"cell": "gru", "num_layers": 2},
+    "multi_head": {"cell": "gru"},
+    "additive": {"familiarity_rank": 3, "score_temperature": 1.7},
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.long) for name in SYSTEMS]
 )
 def test_answers_as_the_pipeline(name, tmp_path):
-    model = captioner(**SYSTEMS[name], **({"cell": "gru"} if name in ("none", "multi_head") else {}))
+    model = captioner(**SYSTEMS[name], **MORE.get(name, {}))
     theirs = pipeline("image-captioning", model=model, processor=processor(), device="cpu")
     ours = OnnxCaptioner(export_onnx(model, processor(), tmp_path))
     images, attention = pictures(), model.config.attends
@@ -88,6 +97,7 @@ def test_answers_as_the_pipeline(name, tmp_path):
             assert [token["token"] for token in one["tokens"]] == [token["token"] for token in two["tokens"]]
             probabilities = [[token["probability"] for token in each["tokens"]] for each in (one, two)]
             np.testing.assert_allclose(*probabilities, rtol=2e-4)
+            assert one.get("familiarity") == pytest.approx(two.get("familiarity"), rel=1e-4)
             assert ("attention" in one) == attention
             if attention:
                 np.testing.assert_allclose(one["attention"], two["attention"], atol=1e-5)
