@@ -234,16 +234,16 @@ class Captioner:
             raise InputError(f"the captioner must be able to do what the options say, got: {error}") from error
         for index in range(len(inputs)):
             found, *others = self.pipeline.postprocess({name: one[index : index + 1] for name, one in outputs.items()})
-            abstains = found["score"] < self.min_score
-            row = {"caption": None if abstains else found["generated_text"], **scores(found)}
+            row = self.scored(found)
             if self.settings.decoding.num_return_sequences is not None:
-                row["others"] = [{"caption": other["generated_text"], **scores(other)} for other in others]
+                row["others"] = [self.scored(other) for other in others]
             if self.settings.words:
                 probabilities = [token["probability"] for token in found["tokens"]]
                 said = outputs["sequences"][index, 0, -outputs["log_probabilities"].shape[-1] :]
                 row["words"] = word_probabilities(self.tokenizer, said[: len(probabilities)].tolist(), probabilities)
             yield row
 
-
-def scores(found: dict) -> dict[str, float]:
-    return {name: found[name] for name in ("score", "search_score") if name in found}
+    def scored(self, found: dict) -> dict:
+        """A caption, or none if its score is too low, with its scores."""
+        caption = None if found["score"] < self.min_score else found["generated_text"]
+        return {"caption": caption, **{name: found[name] for name in ("score", "search_score") if name in found}}

@@ -48,7 +48,7 @@ def text_cells(row: dict, score: bool = False) -> list[str]:
     if "words" in row:
         cells.append(" ".join(f"{entry['word']} ({entry['probability']:.2f})" for entry in row["words"]))
     for other in row.get("others", []):
-        cells += [other["caption"], *_scores(other, score)]
+        cells += [other["caption"] or "", *_scores(other, score)]
     return cells
 
 

@@ -72,6 +72,16 @@ def test_several_captions_in_every_format(model, photos, capsys):
     line = capsys.readouterr().out.splitlines()[1].split("\t")
     assert line[0] == photos[1] and line[1::3] == [each["generated_text"] for each in expected[1]]
     assert line[3::3] == [f"{each['search_score']:.4f}" for each in expected[1]]
+    # each of them may be too unlikely to be shown
+    least = sorted(each["score"] for captions in expected for each in captions)[4]
+    caption(model, photos, *arguments, "--min-score", least * 1.001, "--output", "few.jsonl")
+    for row in read_captions(Path("few.jsonl")):
+        assert [each["caption"] is None for each in (row, *row["others"])] == [
+            each["score"] < least * 1.001 for each in (row, *row["others"])
+        ]
+    capsys.readouterr()
+    caption(model, photos, *arguments, "--min-score", 1)
+    assert capsys.readouterr().out.splitlines() == [f"{name}\t\t\t" for name in photos]
     # without a name no new columns
     caption(model, photos, "--output", "plain.jsonl")
     assert set(json.loads(Path("plain.jsonl").read_text().splitlines()[0])) == {"image", "caption", "score"}
