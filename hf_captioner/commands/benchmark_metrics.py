@@ -22,7 +22,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..metrics import CiderD, DocumentFrequency, bleu, meteor_exact_stem, rouge_l, tokenize
+from ..metrics import (
+    DEFAULT_METRICS,
+    CiderD,
+    DocumentFrequency,
+    agreement,
+    bleu,
+    compare_scores,
+    meteor_exact_stem,
+    rouge_l,
+    score_captions,
+    tokenize,
+)
 from ..metrics.caption_metrics import score_words
 from ..metrics.ptb_tokenizer import clear_cache
 from . import run
@@ -65,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     references = [words[start : start + 5] for start in range(arguments.images, 6 * arguments.images, 5)]
 
     medians: dict[str, dict[str, float]] = {}
-    for name, (ours, theirs) in comparisons(captions, candidates, references).items():
+    for name, (ours, theirs) in comparisons(captions, candidates, references, texts).items():
         medians[name] = {"ours": median(ours, arguments.repeats)}
         if theirs is not None:
             medians[name]["pycocoevalcap"] = median(theirs, arguments.repeats)
@@ -83,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         Path(arguments.json).write_text(json.dumps(medians, indent=2) + "\n")
 
 
-def comparisons(captions, candidates, references) -> dict[str, tuple[Callable, Callable | None]]:
+def comparisons(captions, candidates, references, texts) -> dict[str, tuple[Callable, Callable | None]]:
     """What is measured: our function and pycocoevalcap's, None where that cannot run."""
     answers = {image: [" ".join(candidate)] for image, candidate in enumerate(candidates)}
     truths = {image: [" ".join(caption) for caption in captions] for image, captions in enumerate(references)}
@@ -97,6 +108,16 @@ def comparisons(captions, candidates, references) -> dict[str, tuple[Callable, C
         clear_cache()
         tokenize(captions)
 
+    def compare_two(images: int = 5000):
+        """What `hf-captioner compare` does for two files of captions, from their texts on."""
+        first, second = texts[:images], texts[-images:]
+        truths = [texts[start : start + 5] for start in range(len(candidates), len(texts), 5)][:images]
+        metrics = (*DEFAULT_METRICS, "image_use")
+        scores = {name: score_captions(said, truths, metrics)[0] for name, said in (("a", first), ("b", second))}
+        compare_scores(scores, resamples=1000)
+        frequency = DocumentFrequency.from_references([tokenize(group) for group in truths])
+        agreement(tokenize(first), tokenize(second), frequency)
+
     def cider_d():
         scorer = CiderD(DocumentFrequency.from_references(references))
         scorer.score(candidates, scorer.cook(references))
@@ -109,6 +130,7 @@ def comparisons(captions, candidates, references) -> dict[str, tuple[Callable, C
         "CIDEr-D": (cider_d, None),
         "these three together": (lambda: score_words(candidates, references, THREE), None),
         "METEOR (ours: exact, stem)": (lambda: meteor_exact_stem(candidates, references), None),
+        "two captioners compared, 5,000 images, all metrics without Java, 1,000 resamples": (compare_two, None),
         f"CIDEr-D of {len(samples)} samples, references cooked": (
             lambda: scorer.score(samples, cooked.take(images)),
             None,

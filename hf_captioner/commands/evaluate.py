@@ -20,6 +20,14 @@ images, checks for a collapsed model, how far the probabilities of words and the
 reliability diagram and a risk-coverage curve, drawn in `calibration.png`; `hf-captioner calibrate` makes them better),
 and the settings that comparisons need. If it was interrupted, the same command continues with the images that have no
 caption yet; after it has finished, it only computes the metrics again.
+
+Captions that are there already, from anybody's model, are measured in place of a captioner's:
+
+    hf-captioner evaluate --captions results.json --data shapes:rows=200,seed=1 --output_dir outputs/theirs
+
+If images have several captions in that file, they are sets, too. With COCO's `instances_*.json` (`--instances`), and
+for shapes, CHAIR says how often a caption names an object that is not there. `hf-captioner compare` says whether one
+of two captioners is better.
 """
 
 import hashlib
@@ -34,15 +42,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, List
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .. import CaptionerProcessor, __version__
+from ..data.coco_files import read_instances, read_results
+from ..data.shapes import SHAPES
 from ..errors import InputError
 from ..explain import save_calibration_picture
 from ..files import replacing
-from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks
+from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks, object_words
 from ..models.image_reading import to_rgb
 from ..models.pipeline_captioner import needs_images
 from ..models.tokenization_captioner import decode_captions
@@ -62,9 +72,14 @@ CAPTION_VERSIONS = ("hf_captioner", "torch", "transformers", "tokenizers", "pill
 class Arguments:
     """What to caption, how, and what to measure."""
 
-    model: str = field(metadata={"help": "folder of a trained captioner with its processor"})
     data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=200,seed=1"})
     output_dir: str = field(metadata={"help": "folder for captions.json and metrics.json"})
+    model: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of a trained captioner with its processor"}
+    )
+    captions: str | None = field(
+        default=None, metadata={"help": "file of captions in the COCO results format, in place of a model"}
+    )
     split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
     id_column: str | None = field(
         default=None,
@@ -97,9 +112,20 @@ class Arguments:
             "help": "file with precomputed document frequencies (DocumentFrequency.save); the references' by default"
         },
     )
-    clip_folder: str | None = field(default=None, metadata={"help": "folder of a CLIP model, for clip_score"})
+    clip_folder: str | None = field(
+        default=None, metadata={"help": "folder of a CLIP model, for clip_score and ref_clip_score"}
+    )
+    java_dir: str | None = field(
+        default=None, metadata={"help": "folder with the jars of METEOR and SPICE; pycocoevalcap's by default"}
+    )
+    instances: str | None = field(
+        default=None, metadata={"help": "COCO's instances_*.json of these images, for chair_i and chair_s"}
+    )
 
     def __post_init__(self):
+        if (self.model is None) == (self.captions is None):
+            got = "neither" if self.model is None else "both"
+            raise InputError(f"`model` or `captions` must be given, and not both, got {got}")
         if self.batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}")
         unknown = [name for name in self.metrics if name not in ALL_METRICS]
@@ -120,6 +146,45 @@ def main(argv: list[str] | None = None) -> None:
     with state.main_process_first():
         dataset = read_captions(args.data, args.split, check_images=False, **source.source_options())
     ids = image_ids(dataset, args.id_column)
+    known = objects_in(dataset, ids, args.instances)
+    if args.captions is None:
+        model, processor, sets, setting = caption_images(args, decoding, dataset, ids, state)
+        several = decoding.num_return_sequences is not None
+    else:
+        sets, setting = read_given(args, dataset, ids)
+        several = any(len(texts) > 1 for texts in sets)
+
+    if state.is_main_process:
+        texts = [first for first, *_ in sets]
+        if args.captions is not None:
+            write_given(args.captions, folder, ids, sets)
+        report = measure(args, texts, dataset, ids, frequency, known)
+        report |= {"setting": setting, "processes": state.num_processes}
+        if args.captions is None:
+            report["confidence"] = measure_confidence(model, processor, dataset, texts, frequency, args.batch_size)
+            if not isinstance(report["confidence"], str):
+                save_calibration_picture(folder / "calibration.png", report["confidence"])
+        else:
+            report["confidence"] = "not available, because a file of captions has no probabilities"
+        if several:
+            report["sets"] = measure_sets(sets, dataset["captions"][:], frequency)
+        write_json(folder / "metrics.json", report)
+        show(report)
+        print(f"\ncaptions and metrics: {folder}")
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def caption_images(
+    args: Arguments, decoding: DecodingArguments, dataset: Dataset, ids: list[int], state: PartialState
+) -> tuple:
+    """
+    Captions all images of a data set, those left out that an earlier run with the same setting captioned.
+
+    Returns:
+        the model, its processor, the captions of each image, and the setting that determines them.
+    """
+    folder = Path(args.output_dir)
     model, processor = read_captioner(args.model)
     model = model.to(state.device).eval()
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens")
@@ -140,31 +205,79 @@ def main(argv: list[str] | None = None) -> None:
     mine = missing[state.process_index :: state.num_processes]
     write_captions(model, processor, dataset, mine, args, folder / "progress", state, search)
     state.wait_for_everyone()
-
+    captions = earlier_captions(folder, setting)
+    state.wait_for_everyone()  # all have read them before they are put in one place
+    sets = [captions[row] for row in range(len(dataset))]
     if state.is_main_process:
-        captions = earlier_captions(folder, setting)
-        sets = [captions[row] for row in range(len(dataset))]
-        texts = [first for first, *_ in sets]
-        results = [{"image_id": number, "caption": text} for number, text in zip(ids, texts, strict=True)]
-        several = decoding.num_return_sequences is not None
-        if several:
+        if decoding.num_return_sequences is not None:
             pairs = zip(ids, sets, strict=True)
             write_json(
                 folder / "caption_sets.json", [{"image_id": number, "captions": each} for number, each in pairs]
             )
-        write_json(folder / "captions.json", results)
+        write_results(folder / "captions.json", ids, [texts[:1] for texts in sets])
         shutil.rmtree(folder / "progress", ignore_errors=True)
-        report = measure(args, texts, dataset, ids, frequency) | {"setting": setting, "processes": state.num_processes}
-        report["confidence"] = measure_confidence(model, processor, dataset, texts, frequency, args.batch_size)
-        if not isinstance(report["confidence"], str):
-            save_calibration_picture(folder / "calibration.png", report["confidence"])
-        if several:
-            report["sets"] = measure_sets(sets, dataset["captions"][:], frequency)
-        write_json(folder / "metrics.json", report)
-        show(report)
-        print(f"\ncaptions and metrics: {folder}")
-    state.wait_for_everyone()
-    state.destroy_process_group()
+    return model, processor, sets, setting
+
+
+def read_given(args: Arguments, dataset: Dataset, ids: list[int]) -> tuple[list[list[str]], dict]:
+    """
+    The captions of each image from the file that was named, and the setting that comparisons of metrics need.
+
+    Raises:
+        InputError: if an image has none.
+    """
+    found = read_results(args.captions)
+    if missing := [number for number in ids if number not in found]:
+        raise InputError(
+            f"`captions` must be of every image of {args.data}, got none of {len(missing)} in {args.captions}, "
+            f"image_id {missing[0]} the first"
+        )
+    if others := len(found) - len(ids):
+        print(f"{others} images of {args.captions} are not in {args.data}; their captions are left out")
+    return [found[number] for number in ids], {
+        "captions": args.captions,
+        "captions_sha256": hashlib.sha256(Path(args.captions).read_bytes()).hexdigest(),
+        **describe_data(args, dataset, ids),
+    }
+
+
+def write_given(captions: str, folder: Path, ids: list[int], sets: list[list[str]]) -> None:
+    """
+    Raises:
+        InputError: if a captioner's captions are in the folder, which a later run would go on with.
+    """
+    if (folder / "setting.json").exists():
+        raise InputError(f"`output_dir` must be without a captioner's captions to measure {captions}, got {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "captions.json").absolute() != Path(captions).absolute():
+        write_results(folder / "captions.json", ids, sets)
+
+
+def write_results(path: Path, ids: list[int], sets: list[list[str]]) -> None:
+    """The COCO results format."""
+    pairs = zip(ids, sets, strict=True)
+    write_json(path, [{"image_id": number, "caption": text} for number, texts in pairs for text in texts])
+
+
+def objects_in(dataset: Dataset, ids: list[int], instances: str | None) -> dict:
+    """
+    What CHAIR needs to know, as options of the metrics: the objects in each image, which COCO's file says, or the data
+    set itself if its images are generated shapes. Nothing where neither does.
+
+    Raises:
+        InputError: if the file lacks an image.
+    """
+    if instances is not None:
+        found = read_instances(instances)
+        if missing := [number for number in ids if number not in found]:
+            raise InputError(f"`instances` must be of every image of `data`, got {instances} without {missing[0]}")
+        return {"objects": [found[number] for number in ids]}
+    if "objects" in dataset.column_names and isinstance(dataset.features["objects"], List):
+        if "shape" in getattr(dataset.features["objects"], "feature", {}):
+            rows = dataset["objects"][:]
+            words = object_words({shape: () for shape in SHAPES})
+            return {"objects": [[one["shape"] for one in row] for row in rows], "object_words": words}
+    return {}
 
 
 def image_ids(dataset: Dataset, column: str | None) -> list[int]:
@@ -188,17 +301,12 @@ def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor
     The settings that determine the captions, and those that a comparison of metrics needs. Captions of an earlier run
     are used again only if all of them are the same.
     """
-    references = dataset["captions"][:]
     generation = model.generation_config
     return {
         "model": args.model,
         "model_type": model.config.model_type,
         "weights_sha256": weights_sha256(Path(args.model)),
-        "data": args.data,
-        "split": args.split,
-        "num_images": len(references),
-        "num_references": sum(map(len, references)),
-        "references_sha256": hashlib.sha256(json.dumps([ids, references]).encode()).hexdigest(),
+        **describe_data(args, dataset, ids),
         "num_beams": generation.num_beams or 1,
         "length_penalty": 1.0 if generation.length_penalty is None else generation.length_penalty,
         "no_repeat_ngram_size": generation.no_repeat_ngram_size or 0,
@@ -206,6 +314,17 @@ def describe(args: Arguments, dataset: Dataset, ids: list[int], model, processor
         "generation_config": {k: v for k, v in generation.to_dict().items() if k != "transformers_version"},
         "processor_sha256": processor_sha256(processor),
         "versions": {name: versions()[name] for name in CAPTION_VERSIONS},
+    }
+
+
+def describe_data(args: Arguments, dataset: Dataset, ids: list[int]) -> dict:
+    references = dataset["captions"][:]
+    return {
+        "data": args.data,
+        "split": args.split,
+        "num_images": len(references),
+        "num_references": sum(map(len, references)),
+        "references_sha256": hashlib.sha256(json.dumps([ids, references]).encode()).hexdigest(),
     }
 
 
@@ -283,10 +402,9 @@ def write_captions(
             progress.update(len(done))
 
 
-def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[int], frequency) -> dict:
-    """All numbers of the report."""
+def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[int], frequency, known: dict) -> dict:
+    """All numbers of the report; `known` are further options of the metrics."""
     references = dataset["captions"][:]
-    use_clip = args.clip_folder is not None and "clip_score" in args.metrics
     scores = CaptionMetrics().compute(
         predictions=captions,
         references=references,
@@ -294,8 +412,10 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
         intervals=True,
         per_image=args.per_image,
         document_frequency=frequency,
-        images=Images(dataset) if use_clip else None,
+        images=Images(dataset) if args.clip_folder is not None else None,
         clip_folder=args.clip_folder,
+        java_dir=args.java_dir,
+        **known,
     )
     report = {
         "metrics": {name: scores[name] for name in args.metrics},
@@ -307,6 +427,8 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
             "meteor_1.5": "METEOR 1.5, English, -norm, as in the COCO caption evaluation",
             "cider": "document frequencies of " + (args.document_frequency or "these references"),
             "clip_score": f"2.5 max(cos, 0), {args.clip_folder or 'not measured'}",
+            "image_use": "CIDEr-D minus that of five captions made for other images, seed 0",
+            "chair": "objects of " + (args.instances or "the data, if it has any") + ", and what references name",
             "intervals_95": "percentile bootstrap over images, 1,000 resamples, seed 0",
         },
         "versions": versions(),

@@ -17,6 +17,7 @@ PASSED_ON = {
     "train": ("train", "Train a captioner on images and captions.", "train"),
     "evaluate": ("evaluate", "Measure a captioner on images and captions.", "train"),
     "calibrate": ("calibrate", "Make its confidence believable, and let it abstain.", "train"),
+    "compare": ("compare", "Say whether one captioner is better than another.", "train"),
     "validate-data": ("validate_data", "Find all that is wrong with images and captions.", "train"),
     "card": ("card", "Write the card of a trained captioner.", "train"),
     "export": ("export", "Write a captioner as ONNX, which runs without torch.", "onnx"),

@@ -1,4 +1,5 @@
-"""Explanations of a caption: pictures of the attention, and how far the confidence can be believed."""
+"""Explanations of a caption: pictures of the attention, and how far the confidence can be believed, and the page that
+compares captioners."""
 
 from .calibration import (
     auroc,
@@ -9,9 +10,12 @@ from .calibration import (
     risk_coverage,
     save_calibration_picture,
 )
+from .comparison_page import ShownImage, ShownMaps, write_comparison_page
 from .pictures import overlay, save_attention_picture
 
 __all__ = [
+    "ShownImage",
+    "ShownMaps",
     "auroc",
     "expected_calibration_error",
     "fit_familiarity",
@@ -21,4 +25,5 @@ __all__ = [
     "risk_coverage",
     "save_attention_picture",
     "save_calibration_picture",
+    "write_comparison_page",
 ]

@@ -1,7 +1,7 @@
 """All metrics as one `evaluate.Metric`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -11,8 +11,10 @@ import numpy as np
 from ..compat import MetricWithoutFolder
 from . import java
 from .bleu_score import bleu_from_counts
+from .chair_score import COCO_WORDS, chair
 from .cider import Cider, CiderD, DocumentFrequency
-from .clip import clip_score
+from .clip import clip_scores
+from .image_use_score import image_use
 from .meteor import meteor_exact_stem
 from .ngrams import count_ngrams, flatten_references
 from .ptb_tokenizer import tokenize
@@ -21,7 +23,8 @@ from .scores import NotAvailableError, Scores
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 DEFAULT_METRICS = (*BLEU, "rouge_l", "cider", "cider_d", "meteor_exact_stem", "exact_match")
-ALL_METRICS = (*DEFAULT_METRICS, "meteor_1.5", "spice", "clip_score")
+CLIP, CHAIR = ("clip_score", "ref_clip_score"), ("chair_i", "chair_s")
+ALL_METRICS = (*DEFAULT_METRICS, "image_use", "meteor_1.5", "spice", "spider", *CLIP, *CHAIR)
 
 _DESCRIPTION = """\
 BLEU-1 to 4, ROUGE-L and CIDEr-D as the COCO caption evaluation computes them, on the tokens that it computes them on,
@@ -40,10 +43,14 @@ Args:
     document_frequency (DocumentFrequency): precomputed document frequencies for CIDEr. By default they are counted in
         `references`, as in the COCO evaluation; a single image then scores 0.
     images (list of PIL images or paths): one for each prediction, for `clip_score`.
-    clip_folder (path): a folder with a CLIP model, for `clip_score`.
+    clip_folder (path): a folder with a CLIP model, for `clip_score` and `ref_clip_score`.
+    java_dir (path): a folder with the jars of METEOR and SPICE; nothing is downloaded.
+    objects (list of lists of str): the objects in each image, for `chair_i` and `chair_s`.
+    object_words (dict): from what captions say to the names in `objects`, by default those of COCO.
 
 Returns:
-    A dict from each metric's name to its corpus score: 0 to 1, CIDEr 0 to 10, CLIPScore 0 to 2.5. The value of a
+    A dict from each metric's name to its corpus score: 0 to 1, CIDEr 0 to 10, `image_use` -10 to 10, SPIDEr 0 to 5.5,
+    CLIPScore 0 to 2.5, RefCLIPScore 0 to 1.43. The value of a
     metric that cannot be computed on this machine is a text, "not available, because ...".
 
 Raises:
@@ -109,28 +116,9 @@ class CaptionMetrics(MetricWithoutFolder, evaluate.Metric):
         metrics: Sequence[str] = DEFAULT_METRICS,
         per_image: bool = False,
         intervals: bool = False,
-        document_frequency: DocumentFrequency | None = None,
-        images: Sequence[Any] | None = None,
-        clip_folder: str | os.PathLike | None = None,
+        **options,
     ) -> dict[str, Any]:
-        unknown = [name for name in metrics if name not in ALL_METRICS]
-        if unknown:
-            raise ValueError(f"metrics must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
-        candidates, truths = tokenize(predictions), [tokenize(captions) for captions in references]
-        scores = score_words(candidates, truths, metrics, document_frequency)
-        missing: dict[str, str] = {}
-        perhaps = {"meteor_exact_stem": meteor_exact_stem, "meteor_1.5": java.meteor, "spice": java.spice}
-        for name, scorer in perhaps.items():
-            if name in metrics:
-                try:
-                    scores[name] = scorer(candidates, truths)
-                except NotAvailableError as error:
-                    missing[name] = f"not available, because {error}"
-        if "clip_score" in metrics:
-            if images is None or clip_folder is None:
-                missing["clip_score"] = "not available, because images and clip_folder were not both given"
-            else:
-                scores["clip_score"] = clip_score(predictions, images, clip_folder)
+        scores, missing = score_captions(predictions, references, metrics, **options)
         result: dict[str, Any] = {name: missing[name] if name in missing else scores[name].corpus for name in metrics}
         available = [name for name in metrics if name not in missing]
         if per_image:
@@ -138,6 +126,70 @@ class CaptionMetrics(MetricWithoutFolder, evaluate.Metric):
         if intervals:
             result["intervals"] = {name: list(scores[name].confidence_interval()) for name in available}
         return result
+
+
+def score_captions(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    document_frequency: DocumentFrequency | None = None,
+    images: Sequence[Any] | None = None,
+    clip_folder: str | os.PathLike | None = None,
+    java_dir: str | os.PathLike | None = None,
+    objects: Sequence[Iterable[str]] | None = None,
+    object_words: Mapping[str, str] = COCO_WORDS,
+) -> tuple[dict[str, Scores], dict[str, str]]:
+    """The scores of each image, from which corpora can be scored and compared.
+
+    Args:
+        predictions, references, metrics and the others: as for [`CaptionMetrics`].
+
+    Returns:
+        The scores by metric, and for each metric that cannot be computed the reason: "not available, because ...".
+
+    Raises:
+        ValueError: a metric is unknown.
+    """
+    unknown = [name for name in metrics if name not in ALL_METRICS]
+    if unknown:
+        raise ValueError(f"metrics must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+    candidates, truths = tokenize(predictions), [tokenize(captions) for captions in references]
+    spider = "spider" in metrics
+    words = [*metrics, "cider_d"] if spider else metrics
+    scores = score_words(candidates, truths, words, document_frequency)
+    missing: dict[str, str] = {}
+    perhaps: dict[str, Callable[[], Scores]] = {
+        "meteor_exact_stem": lambda: meteor_exact_stem(candidates, truths),
+        "meteor_1.5": lambda: java.meteor(candidates, truths, java_dir),
+        "spice": lambda: java.spice(candidates, truths, java_dir),
+    }
+    for name, scorer in perhaps.items():
+        if name in metrics or (name == "spice" and spider):
+            try:
+                scores[name] = scorer()
+            except NotAvailableError as error:
+                missing[name] = f"not available, because {error}"
+    if spider and "spice" in missing:
+        missing["spider"] = missing["spice"]
+    elif spider:
+        # Liu et al. 2017 ("Improved Image Captioning via Policy Gradient Optimization of SPIDEr"): equal weights.
+        scores["spider"] = Scores.from_mean((scores["spice"].per_image + scores["cider_d"].per_image) / 2)
+    if "image_use" in metrics:
+        scores["image_use"] = image_use(candidates, truths, document_frequency)
+    if wanted := [name for name in CLIP if name in metrics]:
+        if images is None or clip_folder is None:
+            missing |= dict.fromkeys(wanted, "not available, because images and clip_folder were not both given")
+        else:
+            texts = references if "ref_clip_score" in metrics else None
+            scores |= clip_scores(predictions, images, clip_folder, texts)
+    if wanted := [name for name in CHAIR if name in metrics]:
+        if objects is None:
+            missing |= dict.fromkeys(wanted, "not available, because the objects in the images are not known")
+        else:
+            scores |= chair(candidates, objects, truths, object_words)
+    return {name: scores[name] for name in metrics if name in scores}, {
+        name: missing[name] for name in metrics if name in missing
+    }
 
 
 def _check_lists(predictions: Any, references: Any) -> None:

@@ -1,8 +1,10 @@
-"""CLIPScore: how well a caption fits its image according to CLIP, without references."""
+"""CLIPScore: how well a caption fits its image according to CLIP, without references; and RefCLIPScore, with them."""
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,6 +36,29 @@ def clip_score(
     Raises:
         ValueError: the folder does not exist, or there are more or fewer images than captions.
     """
+    return clip_scores(captions, images, clip_folder, batch_size=batch_size)["clip_score"]
+
+
+def clip_scores(
+    captions: Sequence[str],
+    images: Sequence[Image.Image | str | os.PathLike],
+    clip_folder: str | os.PathLike,
+    references: Sequence[Sequence[str]] | None = None,
+    batch_size: int = 64,
+) -> dict[str, Scores]:
+    """[`clip_score`] and, with references, RefCLIPScore (Hessel et al. 2021, section 3): the harmonic mean of
+    CLIPScore and the largest max(cos(caption, reference), 0).
+
+    Args:
+        captions, images, clip_folder, batch_size: as for [`clip_score`].
+        references: B lists of one or more texts.
+
+    Returns:
+        `clip_score` and, with references, `ref_clip_score`; the corpus scores are the images' means.
+
+    Raises:
+        ValueError: as for [`clip_score`], or there are more or fewer lists of references than captions.
+    """
     import torch
     from transformers import AutoModel, AutoProcessor
 
@@ -41,26 +66,46 @@ def clip_score(
         raise ValueError(f"clip_folder must be a folder with a CLIP model, got {os.fspath(clip_folder)!r}")
     if len(images) != len(captions):
         raise ValueError(f"images must be one for each of the {len(captions)} captions, got {len(images)}")
+    if references is not None and len(references) != len(captions):
+        raise ValueError(f"references must be of each of the {len(captions)} captions, got {len(references)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(clip_folder, local_files_only=True).to(device).eval()
     processor = AutoProcessor.from_pretrained(clip_folder, local_files_only=True)
     length = model.config.text_config.max_position_embeddings
 
-    scores = []
+    def texts(batch: Sequence[str]) -> dict[str, Any]:
+        return {"text": [PROMPT + text for text in batch], "padding": True, "truncation": True, "max_length": length}
+
+    fits, similar = [], []
     for start in range(0, len(captions), batch_size):
+        rows = slice(start, start + batch_size)
         inputs = processor(
-            text=[PROMPT + caption for caption in captions[start : start + batch_size]],
-            images=[_open(image) for image in images[start : start + batch_size]],
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=length,
-        ).to(device)
+            **texts(captions[rows]), images=[_open(image) for image in images[rows]], return_tensors="pt"
+        )
         with torch.inference_mode():
-            outputs = model(**inputs)
-        cosine = torch.nn.functional.cosine_similarity(outputs.image_embeds, outputs.text_embeds)
-        scores.append(WEIGHT * cosine.clamp(min=0).double().cpu().numpy())
-    return Scores.from_mean(np.concatenate(scores))
+            outputs = model(**inputs.to(device))
+            cosine = torch.nn.functional.cosine_similarity(outputs.image_embeds, outputs.text_embeds)
+            fits.append(WEIGHT * cosine.clamp(min=0).double().cpu().numpy())
+            if references is not None:
+                said = outputs.text_embeds
+                batch = references[rows]
+                caption = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(truths) for truths in batch]))
+                flat = list(chain.from_iterable(batch))
+                parts = [flat[first : first + batch_size] for first in range(0, len(flat), batch_size)]
+                encoded = [processor(**texts(part), return_tensors="pt").to(device) for part in parts]
+                truths = torch.cat([model.get_text_features(**part).pooler_output for part in encoded])
+                cosine = torch.nn.functional.cosine_similarity(truths, said[caption.to(device)]).double().cpu()
+                best = torch.zeros(len(batch), dtype=torch.float64).scatter_reduce(0, caption, cosine, "amax")
+                similar.append(best.numpy())  # from zeros on, so that a negative cosine counts as 0
+    fit = np.concatenate(fits)
+    scores = {"clip_score": Scores.from_mean(fit)}
+    if references is not None:
+        near = np.concatenate(similar)
+        product, total = 2 * fit * near, fit + near
+        scores["ref_clip_score"] = Scores.from_mean(
+            np.divide(product, total, out=np.zeros_like(total), where=total > 0)
+        )
+    return scores
 
 
 def _open(image: Image.Image | str | os.PathLike) -> Image.Image:

@@ -58,19 +58,25 @@ class Scores:
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, got {level}")
-        if resamples < 1:
-            raise ValueError(f"resamples must be at least 1, got {resamples}")
-        images = len(self.statistics)
-        generator = np.random.default_rng(seed)
-        # one resample at a time: the draws of 1,000 resamples of 40,000 images together would take 320 MB
-        sums = np.stack(
-            [
-                np.bincount(generator.integers(images, size=images), minlength=images) @ self.statistics
-                for _ in range(resamples)
-            ]
-        )
+        sums = resampled_sums(self.statistics, resamples, seed)
         low, high = np.quantile(self.combine(sums), [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
+
+
+def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Sums of statistics (B, S) over `resamples` samples of B images with replacement: (resamples, S).
+
+    Raises:
+        ValueError: `resamples` is below 1.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    images = len(statistics)
+    generator = np.random.default_rng(seed)
+    # one resample at a time: the draws of 1,000 resamples of 40,000 images together would take 320 MB
+    return np.stack(
+        [np.bincount(generator.integers(images, size=images), minlength=images) @ statistics for _ in range(resamples)]
+    )
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:

@@ -17,6 +17,9 @@ from huggingface_hub import (
 from transformers import PreTrainedConfig
 
 NO_LICENSE = "unknown"  # the Hub's identifier for it
+# The Hub's name of the task, for which it shows how to load the model. It is the one that transformers 5 answers to:
+# its pipeline `image-to-text` is gone. The pipeline's own name is `image-captioning`.
+HUB_TASK = "image-text-to-text"
 _TEXT = """
 # {title}
 
@@ -54,7 +57,7 @@ def model_card(config: PreTrainedConfig, name: str, license: str = NO_LICENSE) -
     data = ModelCardData(
         license=license,
         library_name="transformers",
-        pipeline_tag="image-to-text",
+        pipeline_tag=HUB_TASK,
         tags=["image-captioning", config.model_type],
     )
     text = _TEXT.format(
@@ -157,4 +160,4 @@ class CaptionerSharingMixin:
 
 _PUSHING = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
-__all__ = ["NO_LICENSE", "CaptionerSharingMixin", "model_card"]
+__all__ = ["HUB_TASK", "NO_LICENSE", "CaptionerSharingMixin", "model_card"]

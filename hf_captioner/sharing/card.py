@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from transformers import AutoConfig
 
 from ..errors import InputError
-from ..models.sharing_captioner import NO_LICENSE, model_card
+from ..models.sharing_captioner import HUB_TASK, NO_LICENSE, model_card
 
 # Read now: a training that ends without its card would find out too late.
 TEMPLATE = Path(__file__).with_name("card_template.md").read_text("utf-8")
@@ -25,7 +26,8 @@ def write_card(
     folder: Path, evaluation: Path | None = None, name: str | None = None, license: str | None = None
 ) -> ModelCard:
     """
-    Writes `README.md` into the folder of a captioner.
+    Writes `README.md` into the folder of a captioner and, of an evaluation on a data set of the Hub, its results into
+    `.eval_results/`, from where the Hub shows them on the pages of the model and the data set.
 
     Args:
         folder: with its configuration and what train.py and calibrate left there: `training.json`,
@@ -41,7 +43,7 @@ def write_card(
 
     Raises:
         OSError: if there is no captioner in the folder, or no `metrics.json` in the evaluation's.
-        InputError: if other weights were evaluated than those in the folder.
+        InputError: if other weights were evaluated than those in the folder, or a file of captions.
     """
     name = name or folder.absolute().name
     training, state = read(folder / "training.json"), read(folder / "trainer_state.json")
@@ -50,6 +52,9 @@ def write_card(
         if not (evaluation / "metrics.json").exists():
             raise FileNotFoundError(f"`evaluation` must hold a metrics.json, got {evaluation}")
         report = read(evaluation / "metrics.json")
+        if "weights_sha256" not in report["setting"]:
+            captions = report["setting"]["captions"]
+            raise InputError(f"`evaluation` must be of the weights in {folder}, got {evaluation} of {captions}")
         if report["setting"]["weights_sha256"] != weights_sha256(folder):
             raise InputError(f"`evaluation` must be of the weights in {folder}, got {evaluation} of others")
     card = model_card(AutoConfig.from_pretrained(folder), name, license or license_of(folder / "README.md"))
@@ -68,6 +73,11 @@ def write_card(
         **progress(training, state),
     )
     card.save(folder / "README.md")
+    if report and is_hub_dataset(report["setting"]["data"]):
+        entries = hub_results(report)
+        path = folder / ".eval_results" / f"{report['setting']['data'].replace('/', '_')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), "utf-8")
     return card
 
 
@@ -90,14 +100,34 @@ def license_of(card: Path) -> str:
 def hub_datasets(training: dict) -> list[str] | None:
     """The data sources that are data sets on the Hub, not local files or generated ones."""
     names = {training[name] for name in ("train_data", "eval_data") if training.get(name)}
-    names = {name for name in names if name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix}
-    return sorted(name for name in names if ":" not in name) or None
+    return sorted(filter(is_hub_dataset, names)) or None
+
+
+def is_hub_dataset(source: str) -> bool:
+    return source.count("/") == 1 and not Path(source).exists() and not Path(source).suffix and ":" not in source
+
+
+def hub_results(report: dict) -> list[EvalResultEntry]:
+    """What `metrics.json` says, as entries of `.eval_results/*.yaml`: the metric is the task within the data set."""
+    setting = report["setting"]
+    about = f"split {setting['split']}, " if setting["split"] else ""
+    about += f"{setting['num_images']} images, {setting['num_beams']} beams"
+    return [
+        EvalResultEntry(
+            dataset_id=setting["data"],
+            task_id=name,
+            value=round(value, 4),
+            notes=f"{about}, 95 % interval {' to '.join(f'{end:.4f}' for end in report['intervals_95'][name])}",
+        )
+        for name, value in report["metrics"].items()
+        if not isinstance(value, str)
+    ]
 
 
 def result(metric: str, value: float, source: str, split: str | None, arguments: dict) -> EvalResult:
     """An entry of the model index."""
     return EvalResult(
-        task_type="image-to-text",
+        task_type=HUB_TASK,
         task_name="Image captioning",
         dataset_type="/".join(Path(source.split(":")[0]).with_suffix("").parts[-2:]),
         dataset_name=source,

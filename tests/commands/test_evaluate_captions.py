@@ -23,7 +23,14 @@ from hf_captioner import (
 from hf_captioner.commands import confidence, evaluate
 from hf_captioner.data import load_captions
 from hf_captioner.errors import InputError
-from hf_captioner.metrics import DEFAULT_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks, tokenize
+from hf_captioner.metrics import (
+    DEFAULT_METRICS,
+    CaptionMetrics,
+    DocumentFrequency,
+    caption_diversity,
+    collapse_checks,
+    tokenize,
+)
 
 SCRIPT = ROOT / "training" / "evaluate_captions.py"
 DATA = "shapes:rows=11,seed=5"
@@ -259,6 +266,114 @@ def test_frequencies_from_a_file_and_reasons_for_what_is_missing(
     assert report["metrics"]["meteor_1.5"] == "not available, because Java is not installed"
     assert report["metrics"]["clip_score"].startswith("not available, because images and clip_folder")
     assert "frequency.npz" in report["definitions"]["cider"]
+
+
+def given(script, captions, output, *options, data=DATA):
+    script.main(["--captions", str(captions), "--data", data, "--output_dir", str(output), *options])
+    return read(output, "metrics.json")
+
+
+def test_a_file_of_captions_in_place_of_a_model(script, model_folder, references, tmp_path):
+    """The same numbers, in whatever order the file has them; images of others are left out."""
+    captions, expected = run(script, model_folder, tmp_path / "model")
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text(json.dumps([{"image_id": 99, "caption": "of another"}, *captions[::-1]]))
+    report = given(script, theirs, tmp_path / "out", *FAST)
+    assert report["metrics"] == expected["metrics"] and report["intervals_95"] == expected["intervals_95"]
+    assert report["checks"] == expected["checks"] and "sets" not in report
+    for name in ("num_images", "num_references", "references_sha256", "data"):
+        assert report["setting"][name] == expected["setting"][name]
+    assert report["setting"]["captions"] == str(theirs) and len(report["setting"]["captions_sha256"]) == 64
+    assert read(tmp_path / "out", "captions.json") == captions
+    again = given(script, tmp_path / "out" / "captions.json", tmp_path / "out", *FAST)
+    assert again["metrics"] == expected["metrics"]
+    with pytest.raises(
+        ValueError, match="`output_dir` must be without a captioner's captions to measure .*theirs.json"
+    ):
+        given(script, theirs, tmp_path / "model", *FAST)
+    assert read(tmp_path / "model", "captions.json") == captions
+
+
+def test_several_captions_an_image_are_a_set(script, references, tmp_path):
+    sets = [[captions[0], captions[1], captions[0]] for captions in references]
+    results = [{"image_id": image, "caption": text} for image, texts in enumerate(sets) for text in texts]
+    (tmp_path / "sets.json").write_text(json.dumps(results))
+    report = given(script, tmp_path / "sets.json", tmp_path / "out", *FAST)
+    first = CaptionMetrics().compute(predictions=[texts[0] for texts in sets], references=references)
+    assert report["metrics"]["cider_d"] == first["cider_d"]
+    frequency = DocumentFrequency.from_references([tokenize(captions) for captions in references])
+    expected = caption_diversity([tokenize(texts) for texts in sets], frequency)
+    assert report["sets"]["self_cider"] == expected["self_cider"].corpus and 0 < expected["self_cider"].corpus < 1
+    assert read(tmp_path / "out", "captions.json") == results  # none is lost
+
+
+def test_shapes_say_what_objects_they_have(script, references, tmp_path):
+    captions = [texts[0] for texts in references]
+    captions[2] = "a circle, a square, a triangle and a diamond"  # there are at most three shapes
+    results = [{"image_id": image, "caption": text} for image, text in enumerate(captions)]
+    (tmp_path / "captions.json").write_text(json.dumps(results))
+    report = given(
+        script, tmp_path / "captions.json", tmp_path / "out", "--metrics", "chair_i", "chair_s", "image_use"
+    )
+    assert report["metrics"]["chair_s"] == pytest.approx(1 / 11) and 0 < report["metrics"]["chair_i"] < 0.2
+    assert report["metrics"]["image_use"] > 1 and "intervals_95" in report
+
+
+def test_objects_from_coco_s_instances(script, tmp_path):
+    rows = []
+    for number in (7, 9):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "captions": ["a pet"], "image_id": number})
+    (tmp_path / "metadata.json").write_text(json.dumps(rows))
+    instances = {
+        "images": [{"id": 7}, {"id": 9}],
+        "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+        "annotations": [{"image_id": 7, "category_id": 18}, {"image_id": 7, "category_id": 17}],
+    }
+    path = tmp_path / "instances_val2014.json"
+    path.write_text(json.dumps(instances))
+    captions = tmp_path / "results.json"
+    captions.write_text(json.dumps([{"image_id": n, "caption": "a puppy and kittens"} for n in (7, 9)]))
+    options = ["--metrics", "chair_i", "chair_s", "--instances", str(path)]
+    report = given(script, captions, tmp_path / "out", *options, data=str(tmp_path / "metadata.json"))
+    assert report["metrics"] == {"chair_i": 0.5, "chair_s": 0.5}
+    assert "instances_val2014.json" in report["definitions"]["chair"]
+    for wrong, message in (
+        ({**instances, "images": [{"id": 7}], "annotations": []}, "of every image of `data`, got .*without 9"),
+        ({"images": []}, "must be COCO's annotations of objects, got .*'categories'"),
+        ({**instances, "annotations": [{"image_id": 7, "category_id": 5}]}, "must be COCO's annotations of objects"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=f"`instances` .*{message}"):
+            given(script, captions, tmp_path / "out", *options, data=str(tmp_path / "metadata.json"))
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ('{"caption": "a"}', "must be a list of results, got dict in"),
+        ("[]", "must be a list of results, got list in"),
+        ("[5", "must be JSON, got"),
+        ('[{"image_id": 0, "caption": null}]', r"\[0\]. of .* must have an integer `image_id` and a text"),
+        ('[{"image_id": "0", "caption": "a"}]', "must have an integer `image_id`"),
+        (
+            '[{"image_id": 0, "caption": "a"}]',
+            "must be of every image of shapes.*got none of 10 in .*, image_id 1 the",
+        ),
+    ],
+)
+def test_files_that_hold_no_captions_are_refused(script, tmp_path, content, message):
+    (tmp_path / "captions.json").write_text(content)
+    with pytest.raises(ValueError, match=f"`captions.*{message}"):
+        given(script, tmp_path / "captions.json", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_or_captions(script, model_folder, tmp_path):
+    with pytest.raises(ValueError, match="`model` or `captions` must be given, and not both, got both"):
+        run(script, model_folder, tmp_path, "--captions", "x.json")
+    with pytest.raises(ValueError, match="`model` or `captions` must be given, and not both, got neither"):
+        script.main(["--data", DATA, "--output_dir", str(tmp_path)])
 
 
 def test_errors_name_the_field(script, model_folder, tmp_path):

@@ -1,6 +1,7 @@
 """`hf-captioner`: its documentation, its errors, and how it stops."""
 
 import io
+import json
 import os
 import re
 import shlex
@@ -75,12 +76,15 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
     pairs = dict(zip(short[::2], short[1::2], strict=True))
     for name in ("--config", "--output_dir", "--model_config"):
         pairs.pop(name)
+    said = [{"image_id": row, "caption": "a small red circle"} for row in range(4)]
+    Path("results.json").write_text(json.dumps(said))
     cut = {
         "train": [part for pair in pairs.items() for part in pair],
         "benchmark": ["--small", "--device", "cpu"],
         "evaluate": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
+        "compare": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
     }
-    for command in ("train", "evaluate", "card", "benchmark", "caption"):
+    for command in ("train", "evaluate", "compare", "card", "benchmark", "caption"):
         for example in examples(help_of(command, capsys)):
             feeder, _, call = example.rpartition("|")
             if feeder:
@@ -89,6 +93,8 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
             program([*shlex.split(call)[1:], *cut.get(command, [])])
     assert Path("outputs/quickstart/model.safetensors").exists() and Path("outputs/dot/model.safetensors").exists()
     assert "95 % interval" in Path("outputs/quickstart/README.md").read_text()
+    assert Path("outputs/theirs/metrics.json").exists() and Path("outputs/comparison/comparison.html").exists()
+    assert len(json.loads(Path("outputs/comparison_of_three/comparison.json").read_text())["comparisons"]) == 3
     assert len(Path("captions.jsonl").read_text().splitlines()) == 3 and Path("captions.parquet").exists()
     assert sorted(path.name for path in Path("photos").iterdir()) == [
         f"{i}.{end}" for i in range(3) for end in ("jpg", "txt")

@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 
 import evaluate
 import numpy as np
@@ -132,14 +134,17 @@ def test_what_cannot_be_had_says_why(monkeypatch, tmp_path):
         predictions=PREDICTIONS, references=REFERENCES, metrics=ALL_METRICS, per_image=True, intervals=True
     )
     assert result["meteor_1.5"] == result["spice"] == "not available, because Java is not installed"
-    assert result["clip_score"] == "not available, because images and clip_folder were not both given"
-    assert set(result["per_image"]) == set(result["intervals"]) == set(DEFAULT_METRICS)
+    assert result["spider"] == result["spice"]
+    for name in ("clip_score", "ref_clip_score"):
+        assert result[name] == "not available, because images and clip_folder were not both given"
+    assert set(result["per_image"]) == set(result["intervals"]) == {*DEFAULT_METRICS, "image_use"}
 
     (tmp_path / "java").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setattr(java, "find_spec", lambda name: None)
     result = CaptionMetrics().compute(predictions=PREDICTIONS, references=REFERENCES, metrics=["meteor_1.5"])
-    assert result == {"meteor_1.5": "not available, because pycocoevalcap is not installed"}
+    reason = "not available, because pycocoevalcap is not installed, and no folder with jars (java_dir) was named"
+    assert result == {"meteor_1.5": reason}
 
 
 def test_training_goes_on_without_the_stemmer(monkeypatch):
@@ -158,27 +163,93 @@ def test_a_java_that_fails_is_a_reason_too(monkeypatch, tmp_path):
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     result = CaptionMetrics().compute(predictions=PREDICTIONS, references=REFERENCES, metrics=["meteor_1.5"])
-    assert result["meteor_1.5"].startswith("not available, because meteor-1.5.jar failed: ")
+    assert result["meteor_1.5"].startswith("not available, because METEOR failed: ")
 
 
-def test_spice_never_downloads_and_uses_the_f_score(monkeypatch, tmp_path):
-    spice = pytest.importorskip("pycocoevalcap.spice.spice")
-    monkeypatch.setattr(java.shutil, "which", lambda name: "/usr/bin/java")
-    monkeypatch.setattr(java, "_folder", lambda metric: tmp_path)
-    with pytest.raises(NotAvailableError, match="SPICE needs stanford-corenlp-3.6.0.jar in .*would download it"):
-        java.spice([["a"]], [[["a"]]])
+# In SPICE's place: writes what it was asked beside itself, and answers with the share of distinct words.
+FAKE_JAVA = """#!{python}
+import json, sys
+from pathlib import Path
+questions = json.loads(Path("in.json").read_text())
+Path({asked!r}).write_text(json.dumps([sys.argv[1:], questions]))
+answer = {answer}
+Path(sys.argv[sys.argv.index("-out") + 1]).write_text(json.dumps(answer))
+"""
+SHARES = """[
+    dict(image_id=q["image_id"], scores=dict(All=dict(f=0.5 if q["test"] else float("nan")))) for q in questions[::-1]
+]"""
 
-    class Program:
-        def compute_score(self, truths, answers):
-            assert truths == {0: ["a dog", "the dog"], 1: ["x"]} and answers == {0: ["a dog"], 1: [""]}
-            return 0.5, [{"All": {"f": 0.5}}, {"All": {"f": float("nan")}}]
 
-    (tmp_path / "lib").mkdir()
-    for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
-        (tmp_path / "lib" / name).touch()
-    monkeypatch.setattr(spice, "Spice", Program)
-    scores = java.spice([["a", "dog"], []], [[["a", "dog"], ["the", "dog"]], [["x"]]])
-    assert scores.per_image.tolist() == [0.5, 0] and scores.corpus == 0.25
+@pytest.fixture
+def fake_java(monkeypatch, tmp_path):
+    def make(answer):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        text = FAKE_JAVA.format(python=sys.executable, asked=str(tmp_path / "asked.json"), answer=answer)
+        (tmp_path / "bin" / "java").write_text(text)
+        (tmp_path / "bin" / "java").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+        return lambda: json.loads((tmp_path / "asked.json").read_text())
+
+    return make
+
+
+def test_spice_never_downloads(fake_java, tmp_path):
+    fake_java(SHARES)
+    with pytest.raises(NotAvailableError, match="SPICE needs .*jar, which is not in .*; it is never downloaded"):
+        java.spice([["a"]], [[["a"]]], tmp_path)
+    assert not list(tmp_path.rglob("*.jar"))
+
+
+def test_spice_from_a_folder_of_jars(fake_java, tmp_path):
+    asked = fake_java(SHARES)
+    (tmp_path / "jars" / "lib").mkdir(parents=True)
+    for name in ("spice-1.0.jar", *(f"lib/stanford-corenlp-3.6.0{kind}.jar" for kind in ("", "-models"))):
+        (tmp_path / "jars" / name).touch()
+    candidates, references = [["a", "dog"], [], ["x"]], [[["a", "dog"], ["the", "dog"]], [["x"]], [["y"]]]
+    scores = java.spice(candidates, references, tmp_path / "jars")
+    # captions without any object or relation have no F score
+    assert scores.per_image.tolist() == [0.5, 0, 0.5] and scores.corpus == pytest.approx(1 / 3)
+    options, questions = asked()
+    assert questions[0] == {"image_id": 0, "test": "a dog", "refs": ["a dog", "the dog"]} and len(questions) == 3
+    jars = options[options.index("-cp") + 1].split(":")
+    assert str(tmp_path / "jars" / "lib" / "stanford-corenlp-3.6.0.jar") in jars
+    names = [jar.rsplit("/", 1)[1] for jar in jars]
+    assert len(set(names)) == len(names)  # a jar that is in the folder is not taken from pycocoevalcap
+    assert str(tmp_path / "jars" / "spice-1.0.jar") in jars
+
+
+def test_spider_is_the_mean_of_spice_and_cider_d(fake_java, tmp_path):
+    fake_java(SHARES)
+    for name in ("spice-1.0.jar", *java.CORENLP_JARS):
+        (tmp_path / name).touch()
+    words = dict(predictions=PREDICTIONS, references=REFERENCES, java_dir=tmp_path, per_image=True)
+    result = CaptionMetrics().compute(**words, metrics=["spider", "spice", "cider_d"])
+    each = zip(result["per_image"]["spice"], result["per_image"]["cider_d"], strict=True)
+    assert result["per_image"]["spider"] == pytest.approx([(spice + cider) / 2 for spice, cider in each])
+    assert result["spider"] == pytest.approx((result["spice"] + result["cider_d"]) / 2) and result["cider_d"] > 0
+    assert list(CaptionMetrics().compute(**words, metrics=["spider"])) == ["spider", "per_image"]
+
+
+@pytest.mark.parametrize("answer", ["[]", '[dict(image_id=0, scores=dict(All=dict(f="?")))]', "5"])
+def test_a_spice_that_answers_something_else_is_a_reason(fake_java, tmp_path, answer):
+    fake_java(answer)
+    for name in ("spice-1.0.jar", *java.CORENLP_JARS):
+        (tmp_path / name).touch()
+    with pytest.raises(NotAvailableError, match="SPICE left no scores"):
+        java.spice([["a"]], [[["a"]]], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_program_itself_is_started(tmp_path):
+    """Its jar is there, that of the parser is empty: its own error is what is reported."""
+    if shutil.which("java") is None:
+        pytest.skip("needs Java")
+    pytest.importorskip("pycocoevalcap")
+    for name in java.CORENLP_JARS:
+        with zipfile.ZipFile(tmp_path / name, "w"):
+            pass
+    with pytest.raises(NotAvailableError, match="SPICE failed: .*edu/stanford/nlp"):
+        java.spice([["a", "dog"]], [[["a", "dog"]]], tmp_path)
 
 
 def test_needs_no_network_and_writes_nothing(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 from testing.tiny_clip import tiny_clip
 from transformers import CLIPModel, CLIPProcessor
 
-from hf_captioner.metrics import CaptionMetrics, clip_score
+from hf_captioner.metrics import CaptionMetrics, clip_score, clip_scores
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,38 @@ def test_files_and_the_metric_give_the_same(clip_folder, images, tmp_path):
     expected = clip_score(CAPTIONS, images, clip_folder)
     assert result["clip_score"] == pytest.approx(expected.corpus)
     assert result["per_image"]["clip_score"] == pytest.approx(expected.per_image.tolist())
+
+
+def test_ref_clip_score_is_the_paper_s_formula(clip_folder, images):
+    """Section 3 of Hessel et al. 2021, one caption and one reference at a time."""
+    references = [["dog runs"], ["red cat runs", "cat", "red dog"], ["A cat", "dog red cat runs"]]
+    found = clip_scores(CAPTIONS, images, clip_folder, references, batch_size=2)
+    model, processor = CLIPModel.from_pretrained(clip_folder).eval(), CLIPProcessor.from_pretrained(clip_folder)
+
+    def embed(text):
+        with torch.no_grad():
+            vector = model.get_text_features(**processor(text=["A photo depicts " + text], return_tensors="pt"))
+        return vector.pooler_output[0] / vector.pooler_output[0].norm()
+
+    expected, cosines = [], []
+    plain = clip_score(CAPTIONS, images, clip_folder).per_image
+    for caption, truths, fit in zip(CAPTIONS, references, plain, strict=True):
+        cosines += [float(embed(caption) @ embed(truth)) for truth in truths]
+        best = max(0, *cosines[-len(truths) :], 0)
+        expected.append(2 * fit * best / (fit + best) if fit + best else 0)
+    assert found["clip_score"].per_image == pytest.approx(plain)
+    assert found["ref_clip_score"].per_image == pytest.approx(expected, abs=1e-5)
+    assert max(expected) > 0
+    result = CaptionMetrics().compute(
+        predictions=CAPTIONS,
+        references=references,
+        metrics=["ref_clip_score"],
+        images=images,
+        clip_folder=clip_folder,
+    )
+    assert result == {"ref_clip_score": pytest.approx(np.mean(expected), abs=1e-5)}
+    with pytest.raises(ValueError, match="references must be of each of the 3 captions, got 2"):
+        clip_scores(CAPTIONS, images, clip_folder, references[:2])
 
 
 def test_a_long_caption_is_cut(clip_folder, images):

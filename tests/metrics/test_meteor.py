@@ -12,6 +12,7 @@ from testing.caption_corpora import flickr8k_corpus
 
 from hf_captioner.metrics import java, meteor_exact_stem, tokenize
 from hf_captioner.metrics.meteor import _align, _split, _stem
+from hf_captioner.metrics.scores import NotAvailableError
 
 pytest.importorskip("nltk")
 
@@ -110,6 +111,22 @@ def test_meteor_1_5_reads_the_program_rightly():
     np.testing.assert_allclose(scores.per_image, per_image, atol=1e-9)
     assert scores.corpus == pytest.approx(corpus, abs=1e-9)
     assert scores.per_image[0] > meteor_exact_stem(candidates, references).per_image[0]  # synonyms
+
+
+@pytest.mark.slow
+def test_meteor_1_5_from_a_folder(tmp_path, monkeypatch):
+    if shutil.which("java") is None or find_spec("pycocoevalcap") is None:
+        pytest.skip("needs Java and pycocoevalcap")
+    candidates, references = [["a", "large", "dog", "runs"]], [[["a", "big", "dog", "running"]]]
+    there = Path(find_spec("pycocoevalcap.meteor.meteor").origin).parent
+    (tmp_path / "jars" / "meteor").mkdir(parents=True)
+    for name in ("meteor-1.5.jar", "data"):
+        (tmp_path / "jars" / "meteor" / name).symlink_to(there / name)
+    monkeypatch.setattr(java, "find_spec", lambda name: None)  # pycocoevalcap is not installed
+    score = java.meteor(candidates, references, tmp_path / "jars").corpus
+    assert score > meteor_exact_stem(candidates, references).corpus  # "large" and "big" are synonyms
+    with pytest.raises(NotAvailableError, match="METEOR needs meteor-1.5.jar, which is not in .*data; it is never"):
+        java.meteor(candidates, references, tmp_path / "jars" / "meteor" / "data")
 
 
 def _java(candidates, references, options):

@@ -197,7 +197,7 @@ def test_a_card_that_is_there_stays(hub):
 
 def test_saving_and_pushing_in_one_call_has_the_card(hub):
     card = ModelCard(hub.repositories["user/saved"].files()["README.md"].decode())
-    assert 'model="user/saved"' in card.text and card.data.pipeline_tag == "image-to-text"
+    assert 'model="user/saved"' in card.text and card.data.pipeline_tag == "image-text-to-text"
 
 
 def test_a_private_repository_opens_with_its_token_only(hub, alone):
@@ -242,7 +242,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     for path in saved.glob("*.json"):
         assert "--" not in path.read_text(), f"{path.name} must not point to the repository that it came from"
     card = ModelCard(files["README.md"].decode())
-    assert card.data.pipeline_tag == "image-to-text" and card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-text-to-text" and card.data.library_name == "transformers"
     assert f'model="user/{kind}"' in card.text
 
 

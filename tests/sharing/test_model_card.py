@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 from testing.training import arguments
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_captioner.commands import card as card_command
 from hf_captioner.commands import evaluate as evaluate_captions
@@ -38,7 +41,7 @@ def evaluated(trained) -> Path:
 def test_training_writes_it(trained):
     card = ModelCard.load(trained / "README.md")
     data = card.data.to_dict()
-    assert data["pipeline_tag"] == "image-to-text" and data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "image-text-to-text" and data["library_name"] == "transformers"
     assert {"image-captioning", "rnn_captioner"} <= set(data["tags"])
     metrics = json.loads((trained / "eval_results.json").read_text())
     found = {result.metric_name: result for result in card.data.eval_results}
@@ -122,6 +125,43 @@ def test_how_far_it_can_be_believed_stands_in_it(trained, evaluated):
     assert "| photographs | 1.1 % |  |\n| noise | 99.0 % | 0.988 |" in text
     assert sharing_card.confidence({}, None) == ""
     assert "## Confidence" not in write_card(trained).text
+
+
+def test_results_on_a_data_set_of_the_hub_go_to_its_page(trained, evaluated, tmp_path):
+    """In the Hub's own format, which its library reads back."""
+    report = json.loads((evaluated / "metrics.json").read_text())
+    report["setting"] |= {"data": "user/photos", "split": "test"}
+    report["metrics"]["spice"] = "not available, because Java is not installed"
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    write_card(trained, tmp_path)
+    entries = parse_eval_result_entries(yaml.safe_load((trained / ".eval_results" / "user_photos.yaml").read_text()))
+    assert {(entry.dataset_id, entry.task_id) for entry in entries} == {
+        ("user/photos", "bleu_4"),
+        ("user/photos", "cider_d"),
+    }
+    for entry in entries:
+        assert entry.value == round(report["metrics"][entry.task_id], 4)
+        low, high = report["intervals_95"][entry.task_id]
+        beams = report["setting"]["num_beams"]
+        assert entry.notes == f"split test, 8 images, {beams} beams, 95 % interval {low:.4f} to {high:.4f}"
+    shutil.rmtree(trained / ".eval_results")
+    write_card(trained, evaluated)  # on shapes, which are not on the Hub
+    assert not (trained / ".eval_results").exists()
+
+
+def test_an_evaluation_of_a_file_of_captions_is_of_no_weights(trained, evaluated, tmp_path):
+    given = ["--captions", str(evaluated / "captions.json"), "--data", "shapes:rows=8,seed=2", "--metrics", "bleu_4"]
+    evaluate_captions.main([*given, "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="`evaluation` must be of the weights in .*captions.json"):
+        write_card(trained, tmp_path)
+
+
+def test_the_task_is_one_that_transformers_answers_to(trained):
+    card = ModelCard.load(trained / "README.md")
+    tasks = PIPELINE_REGISTRY.get_supported_tasks()
+    assert card.data.pipeline_tag in tasks and "image-to-text" not in tasks
+    assert {result.task_type for result in card.data.eval_results} == {card.data.pipeline_tag}
+    assert "image-captioning" in tasks  # the pipeline's own name
 
 
 def test_the_licence_is_unknown_until_someone_says_it(trained):
