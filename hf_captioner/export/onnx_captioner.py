@@ -216,7 +216,7 @@ class OnnxCaptioner:
         real = (np.cumsum(ended) - ended == 0) & (tokens != self.pad)
         logs = found.log_probs[image, row, real]
         ids = tokens[real].tolist()
-        caption = {
+        caption: dict[str, Any] = {
             "generated_text": self.tokenizer.decode([*prompt, *ids], skip_special_tokens=True).strip(),
             "score": float(np.exp(logs.mean())),
             "tokens": [
