@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Seq2SeqTrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from ..data.views import RandomView
 from ..errors import InputError
@@ -302,10 +302,12 @@ def check_together(
         raise InputError(
             "`feature_cache` needs `freeze_vision`: the features of a vision model that is trained change"
         )
-    if objective.early_stopping_patience is not None and not args.load_best_model_at_end:
+    if objective.early_stopping_patience is not None and (
+        args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO
+    ):
         raise InputError(
-            "`early_stopping_patience` needs `load_best_model_at_end` and `metric_for_best_model`, "
-            f"got {objective.early_stopping_patience} without"
+            "`early_stopping_patience` needs `metric_for_best_model` and an `eval_strategy`, "
+            f"got {args.metric_for_best_model} and {args.eval_strategy.value}"
         )
     if model_args.lora is not None and args.push_to_hub and args.hub_strategy != HubStrategy.END:
         raise InputError(

@@ -139,7 +139,14 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--lora", "0"], "`lora` must be at least 1, got 0"),
         (["--lora", "4", "--push_to_hub", "true"], "`hub_strategy` must be end with `lora`.* got every_save"),
         (["--freeze_vision", "--vision_learning_rate", "0.1"], "`vision_learning_rate` must be left out"),
-        (["--early_stopping_patience", "2"], "`early_stopping_patience` needs `load_best_model_at_end`"),
+        (
+            ["--early_stopping_patience", "2", "--metric_for_best_model", "cider_d"],
+            "`early_stopping_patience` needs `metric_for_best_model` and an `eval_strategy`, got cider_d and no",
+        ),
+        (
+            ["--early_stopping_patience", "2", "--eval_strategy", "epoch"],
+            "`early_stopping_patience` needs `metric_for_best_model` and an `eval_strategy`, got None and epoch",
+        ),
         (["--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0"),
         (["--smallest_crop", "1.5"], "`smallest_crop` must be in"),
         (["--cached_crops", "2"], "`cached_crops` must be left out without `feature_cache`, got 2"),
