@@ -92,7 +92,7 @@ def trimmed(lines: str) -> list:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_two_processes_train_and_measure_as_one(tmp_path, system, faults):
+def test_two_processes_train_and_measure_as_one(tmp_path, system):
     """Seven images are evaluated: the shards are uneven."""
     options = settings(**{**SYSTEMS[system], **SAME})
     results = {}
