@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
-from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ..errors import InputError
 from .formats import FORMATS, Problem, Report, find_images, read_text, refuse
+from .reading import decode_image
 from .shapes import shapes_dataset
 
 TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
@@ -427,14 +427,10 @@ def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem
     raw = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
 
     def problem(row: int) -> str | None:
-        image = raw[row]["image"]
-        if image is None:
-            return "no image"
         try:
-            Image().decode_example(image)
-        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-            name = image["path"] or f"{len(image['bytes'] or b'')} bytes"
-            return f"{name} ({error})".replace("\n", " ")
+            decode_image(raw[row]["image"], where("image", row, source))
+        except InputError as error:
+            return str(error)
         return None
 
     pool = ThreadPoolExecutor()
@@ -442,7 +438,6 @@ def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem
         results = pool.map(problem, range(len(raw)), chunksize=64)
         for row, found in enumerate(tqdm(results, total=len(raw), desc="checking images", unit="image", leave=False)):
             if found is not None:
-                message = f"{where('image', row, source)} must be an image that can be read, got {found}"
-                yield row, ("image-unreadable", message)
+                yield row, ("image-unreadable", found)
     finally:
         pool.shutdown(cancel_futures=True)  # whoever asked may stop at the first
