@@ -3,3 +3,9 @@
 
 class InputError(ValueError):
     """Invalid input from the user. A command prints the message as one line, without a traceback."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as an error shows it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

@@ -90,7 +90,9 @@ class FeatureFile:
         return {**self.__dict__, "_features": None}
 
     def _damaged(self, what: str) -> InputError:
-        return InputError(f"`feature_cache` must hold what was written, delete {self.path} and start again; got {what}")
+        return InputError(
+            f"`feature_cache` must hold what was written, delete {self.path} and start again; got {what}"
+        )
 
     def row(self, index: int) -> torch.Tensor:
         """(L, D)."""
@@ -255,10 +257,10 @@ def _fill(
     def collate(pictures):
         return image_processor(pictures, return_tensors="pt")["pixel_values"]
 
-    batches = [rows[start : start + batch_size] for rows in missing.values() for start in range(0, len(rows), batch_size)]
-    loader = iter(
-        DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
-    )
+    batches = [
+        rows[start : start + batch_size] for rows in missing.values() for start in range(0, len(rows), batch_size)
+    ]
+    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate))
     device = next(vision_encoder.parameters()).device
     was_training = vision_encoder.training
     vision_encoder.eval()
