@@ -46,7 +46,7 @@ def decode_image(cell: dict[str, Any] | None, where: str) -> PILImage.Image:
     except Exception as error:  # decoders raise whatever they like: struct.error, IndexError, zlib.error...
         name = f"{len(content)} bytes" if cell is None or not cell["path"] else repr(cell["path"])
         if isinstance(error, PILImage.UnidentifiedImageError):  # whose own text is an address in memory
-            reason = "no image that Pillow knows"
+            reason = "cannot identify an image"
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where} must be an image that can be read, got {name} ({reason})") from error

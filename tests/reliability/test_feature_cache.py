@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_what_is_written_stays(cache, tmp_path, monk
 
 def test_an_image_that_cannot_be_read_is_named(cache, tmp_path):
     (tmp_path / "5.bmp").write_bytes(b"words")
-    with pytest.raises(InputError, match=r"`image\[5\]` must be an image .*5.bmp' \(no image that Pillow knows\)"):
+    with pytest.raises(InputError, match=r"`image\[5\]` must be an image .*5.bmp' \(cannot identify an image\)"):
         cache()
 
 
