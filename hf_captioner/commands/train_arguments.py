@@ -158,6 +158,13 @@ class DataArguments(SourceArguments):
         metadata={"help": "show a random part of each training image, at least this share of its area (0.7)"},
     )
     check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
+    on_bad_image: str = field(
+        default="error",
+        metadata={
+            "help": "error: an image that cannot be read ends the run; skip: every image is decoded before training "
+            "starts, and those that cannot be read are left out and named at the end"
+        },
+    )
     feature_cache: str | None = field(
         default=None,
         metadata={
@@ -185,6 +192,8 @@ class DataArguments(SourceArguments):
                 "`smallest_crop` and `cached_crops` must come together with `feature_cache`, "
                 f"got {self.smallest_crop} and {self.cached_crops}"
             )
+        if self.on_bad_image not in ("error", "skip"):
+            raise InputError(f"`on_bad_image` must be error or skip, got {self.on_bad_image!r}")
 
 
 @dataclass

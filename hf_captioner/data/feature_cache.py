@@ -22,7 +22,7 @@ from transformers import BaseImageProcessor
 
 from ..errors import InputError
 from ..files import replacing
-from .reading import decode_image, image_bytes
+from .reading import decode_image, image_bytes, undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def cache_features(
         InputError: if an image cannot be read, the images do not all give the same grid, or the folder cannot be
             written, as a full disk cannot.
     """
-    images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    images = undecoded(dataset)
     digests = image_digests(images)
     home = Path(folder) / f"features-{_fingerprint(vision_encoder, image_processor, view)}"
     files: list[Path] = []

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError, shown
 from .formats import FORMATS, Problem, Report, find_images, lies_in, read_json, read_text, refuse
-from .reading import decode_image
+from .reading import decode_image, undecoded
 from .shapes import shapes_dataset
 
 TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
@@ -40,6 +40,7 @@ def load_captions(
     check_images: bool = True,
     format: str | None = None,
     image_folder: str | None = None,
+    left_out: list[str] | None = None,
 ) -> Dataset:
     """
     Loads images and captions into one shape: a column `image`, a column `captions` (a list of texts), and whatever
@@ -62,6 +63,11 @@ def load_captions(
         check_images: whether to decode every image now rather than find a broken one in the middle of training.
         format: one of `FORMATS`, `"table"` or `"webdataset"`; told from the content by default.
         image_folder: the folder that paths are relative to, by default that of the source.
+        left_out: if it is given, rows whose image is missing, lies outside the data folder or cannot be read are left
+            out, and what is wrong with each is added to this list. By default the first of them is an error.
+
+    Nothing is fetched and no file outside the data folder is read, whatever a table says: a column of paths is one of
+    files in the folder, and other columns of images, sounds or films are given as they are stored, undecoded.
 
     Raises:
         InputError: if the source cannot be read, there is no such column, a caption is empty or not text, an image
@@ -77,7 +83,11 @@ def load_captions(
     if paths is not None:
         if folder is None:
             raise InputError(f"`{image_column}` of {source} must hold images, got paths: {paths[0]!r}")
-        _refuse_any(path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths))
+        problems = [path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths)]
+        good = _good_rows(problems, left_out)
+        if len(good) < len(paths):
+            dataset = dataset.select(good)
+            captions, paths = ([values[row] for row in good] for values in (captions, paths))
         dataset, captions, paths = _merge_rows_of_an_image(dataset, captions, paths)
     replaced = {*caption_columns, "captions"} | ({image_column} if paths is not None else set())
     kept = [column for column in dataset.column_names if column not in replaced]
@@ -94,8 +104,24 @@ def load_captions(
         dataset = dataset.rename_column(image_column, "image")
     dataset = dataset.cast_column("image", Image())
     if check_images:
-        _refuse_any(problem for _, problem in image_problems(dataset, source))
+        found = image_problems(dataset, source)
+        if left_out is None:
+            _refuse_any(problem for _, problem in found)
+        else:
+            problems = dict(found)
+            dataset = dataset.select(_good_rows([problems.get(row) for row in range(len(dataset))], left_out))
+    if not len(dataset):
+        raise InputError(f"`source` must have at least one image that can be read, got none in {source}")
     return dataset
+
+
+def _good_rows(problems: list[Problem | None], left_out: list[str] | None) -> list[int]:
+    """The rows without a problem; the others are refused, or left out and noted."""
+    if left_out is None:
+        _refuse_any(problems)
+    else:
+        left_out.extend(problem[1] for problem in problems if problem is not None)
+    return [row for row, problem in enumerate(problems) if problem is None]
 
 
 def where(column: str, row: int, source: str) -> str:
@@ -539,7 +565,7 @@ def path_problem(folder: Path, path: str, what: str) -> Problem | None:
 
 def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem]]:
     """The rows of a data set whose `image` cannot be read, and what is wrong with each."""
-    raw = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    raw = undecoded(dataset)
 
     def problem(row: int) -> str | None:
         try:
