@@ -9,3 +9,9 @@ def shown(value: object, most: int = 80) -> str:
     """A value as an error shows it: its beginning, if it is long."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def brief(error: Exception, most: int = 300) -> str:
+    """What another library says in one line, without the rest of a list of all that it knows."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."

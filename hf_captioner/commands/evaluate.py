@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     # without `cpu=True` accelerate does not see that several CPU processes were started
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
+    if folder.is_file():
+        raise InputError(f"`output_dir` must be a folder, got the file {folder}")
     with refusing(OSError, ValueError, what="`document_frequency`: "):
         frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -304,7 +305,9 @@ def check_together(
     objective: ObjectiveArguments,
     args: Seq2SeqTrainingArguments,
 ) -> None:
-    """Settings of different groups that exclude or need each other."""
+    """Settings of different groups that exclude or need each other, and what would fail after hours only."""
+    if args.output_dir is not None and Path(args.output_dir).is_file():
+        raise InputError(f"`output_dir` must be a folder, got the file {args.output_dir}")
     if args.remove_unused_columns:
         raise InputError("`remove_unused_columns` must be false, for images and captions would be removed, got True")
     if data_args.feature_cache is not None and not model_args.freeze_vision:

@@ -178,12 +178,15 @@ class ImageFiles:
             return _TableOfImages(path, column)
         with open(path, encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as file:
             if suffix in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-                column = self._column_name(path, reader.fieldnames or [])
+                # strict: a quote that nobody closes would swallow the rows behind it
+                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                if reader.fieldnames is None:
+                    raise InputError(f"{path} must be a table with a header, got an empty file")
+                column = self._column_name(path, reader.fieldnames)
                 return [row[column] for row in reader]
             rows = json.load(file) if suffix == ".json" else [json.loads(line) for line in file if line.strip()]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
-            raise InputError(f"{path} must be a table, a list of objects, got {type(rows).__name__}")
+            raise InputError(f"{path} must be a table, a list of at least one object, got {shown(rows)}")
         column = self._column_name(path, list(rows[0]))
         return [row.get(column) for row in rows]
 

@@ -541,9 +541,16 @@ def _merge_rows_of_an_image(dataset, captions, paths):
 
 
 def absolute_paths(folder: Path, paths: Iterable[str]) -> list[str | None]:
-    """Paths in a folder, links resolved; `None` for an empty one."""
+    """Paths in a folder, links resolved; `None` for one that is none."""
     root = folder.resolve()
-    return [str((root / path).resolve()) if path else None for path in paths]
+
+    def absolute(path: str) -> str | None:
+        try:
+            return str((root / path).resolve()) if path else None
+        except (OSError, ValueError):  # too long, or with a NUL
+            return None
+
+    return [absolute(path) for path in paths]
 
 
 def path_problem(folder: Path, path: str, what: str) -> Problem | None:
