@@ -60,7 +60,7 @@ def asked():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """`data/a.png`, and beside the folder `secret.png`, `secret.txt` and a saved data set, which are not to be read."""
+    """`data/a.png`, and beside the folder `secret.png`, `secret.txt` and a saved data set, all not to be read."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").write_bytes(png())
     (tmp_path / "secret.png").write_bytes(png(SECRET))
