@@ -128,7 +128,7 @@ def _fingerprint(vision_encoder: nn.Module, image_processor: BaseImageProcessor,
         digest.update(_bytes(tensor))
     processing = image_processor.to_dict()
     processing.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
-    config = vision_encoder.model.config.to_dict()
+    config = vision_encoder.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers model
     for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
         config.pop(name, None)  # of the folder, not of the model
     # Which layers and tokens become regions: whatever else the encoder was told.
@@ -258,7 +258,9 @@ def _fill(
         return image_processor(pictures, return_tensors="pt")["pixel_values"]
 
     batches = [
-        rows[start : start + batch_size] for rows in missing.values() for start in range(0, len(rows), batch_size)
+        list(part[start : start + batch_size])
+        for part in missing.values()
+        for start in range(0, len(part), batch_size)
     ]
     loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate))
     device = next(vision_encoder.parameters()).device

@@ -59,3 +59,10 @@ def decode_image(cell: dict[str, Any] | None, where: str) -> PILImage.Image:
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     """The column `image` alone, with the cells that the functions above take."""
     return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+
+class NamedImage(datasets.Image):
+    """A column of images whose errors name the file. `datasets` would also fetch the address that a cell names."""
+
+    def decode_example(self, value: dict[str, Any], token_per_repo_id: dict | None = None) -> PILImage.Image:
+        return decode_image(value, "`image`")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError, shown
 from .formats import FORMATS, Problem, Report, find_images, lies_in, read_json, read_text, refuse
-from .reading import decode_image, undecoded
+from .reading import NamedImage, decode_image, undecoded
 from .shapes import shapes_dataset
 
 TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
@@ -83,11 +83,11 @@ def load_captions(
     if paths is not None:
         if folder is None:
             raise InputError(f"`{image_column}` of {source} must hold images, got paths: {paths[0]!r}")
-        problems = [path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths)]
-        good = _good_rows(problems, left_out)
+        named = [(path, where(image_column, row, source)) for row, path in enumerate(paths)]
+        good = _good_rows([path_problem(folder, path, name) for path, name in named], left_out)
         if len(good) < len(paths):
             dataset = dataset.select(good)
-            captions, paths = ([values[row] for row in good] for values in (captions, paths))
+            captions, paths = [captions[row] for row in good], [paths[row] for row in good]
         dataset, captions, paths = _merge_rows_of_an_image(dataset, captions, paths)
     replaced = {*caption_columns, "captions"} | ({image_column} if paths is not None else set())
     kept = [column for column in dataset.column_names if column not in replaced]
@@ -102,14 +102,14 @@ def load_captions(
         dataset = dataset.add_column("image", absolute_paths(folder, paths))
     elif image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
-    dataset = dataset.cast_column("image", Image())
+    dataset = dataset.cast_column("image", NamedImage())
     if check_images:
         found = image_problems(dataset, source)
         if left_out is None:
             _refuse_any(problem for _, problem in found)
         else:
-            problems = dict(found)
-            dataset = dataset.select(_good_rows([problems.get(row) for row in range(len(dataset))], left_out))
+            unread = dict(found)
+            dataset = dataset.select(_good_rows([unread.get(row) for row in range(len(dataset))], left_out))
     if not len(dataset):
         raise InputError(f"`source` must have at least one image that can be read, got none in {source}")
     return dataset
@@ -358,6 +358,7 @@ def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[
 def _json_rows(path: Path, text: str, report: Report) -> list[dict]:
     """The objects of a JSON file: a list of them, one, or one on each line; what is none is reported."""
     lines = path.suffix.lower() == ".jsonl"
+    named: list[tuple[str, Any]]
     if not lines:
         try:
             content = json.loads(text)

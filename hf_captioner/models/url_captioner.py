@@ -30,7 +30,7 @@ class _UntilDeadline(io.RawIOBase):
         if left <= 0:
             raise TimeoutError("timed out")
         self.sock.settimeout(left)
-        return self.raw.readinto(buffer)  # type: ignore[attr-defined]  # every raw stream has it
+        return self.raw.readinto(buffer)
 
     def close(self) -> None:
         self.raw.close()

@@ -341,6 +341,19 @@ def test_training_leaves_out_what_cannot_be_read_and_says_so(folder, tmp_path, c
         train.main([*command, "--on_bad_image", "ignore"])
 
 
+def test_an_image_that_was_not_checked_is_named_when_it_is_read(folder):
+    """As in the middle of a training with `check_images` off."""
+    rows = load_captions(write_table(folder, ["plain.png", "cut.jpg", "nan.tif"]), check_images=False)
+    assert rows[0]["image"].size == (56, 40)
+    for place, name in ((1, "cut.jpg"), (2, "nan.tif")):
+        with pytest.raises(InputError, match=f"`image` must be an image that can be read, got '.*{name}'"):
+            rows[place]
+    Dataset.from_dict({"image": [BAD["cut.png"]], "caption": ["a"]}).to_parquet(folder / "t.parquet")
+    rows = load_captions(str(folder / "t.parquet"), check_images=False)
+    with pytest.raises(InputError, match="`image` must be an image that can be read, got 200 bytes"):
+        rows[0]
+
+
 def test_clip_sees_what_captioners_see(folder):
     for name, (_, seen) in GOOD.items():
         if name in ("grey16.png", "deep32.tif", "float.tif"):
