@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError, shown
+from ..errors import InputError, listed, shown
 from .formats import IMAGE_SUFFIXES, lies_in
 from .sources import IMAGE_COLUMNS
 
@@ -195,7 +195,7 @@ class ImageFiles:
             if name in present:
                 return name
         wanted = "found among its columns" if self.image_column is None else f"a column of {path}"
-        raise InputError(f"`image_column` must be {wanted} ({', '.join(present)}), got {self.image_column or path!r}")
+        raise InputError(f"`image_column` must be {wanted} ({listed(present)}), got {self.image_column or path!r}")
 
 
 def _is_inside(folder: Path, path: str) -> bool:

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_da
 from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
-from ..errors import InputError, shown
+from ..errors import InputError, brief, listed, shown
 from .formats import FORMATS, Problem, Report, find_images, lies_in, read_json, read_text, refuse
 from .reading import NamedImage, decode_image, undecoded
 from .shapes import shapes_dataset
@@ -304,7 +304,7 @@ def _loaded(source: str, load, *args, **kwargs):
         while isinstance(cause, DatasetGenerationError) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise InputError(
-            f"`source` must be data that can be read, got {source} ({type(cause).__name__}: {cause})"
+            f"`source` must be data that can be read, got {source} ({type(cause).__name__}: {brief(cause)})"
         ) from error
 
 
@@ -466,12 +466,12 @@ def _find_column(dataset, source: str, field: str, wanted: str | None, known: Se
     present = dataset.column_names
     if wanted is not None:
         if wanted not in present:
-            raise InputError(f"`{field}` of {source} must be one of {', '.join(present)}, got {wanted!r}")
+            raise InputError(f"`{field}` of {source} must be one of {listed(present)}, got {wanted!r}")
         return wanted
     for name in known:
         if name in present:
             return name
-    raise InputError(f"`{field}` must be named: {source} has none of {', '.join(known)}, but {', '.join(present)}")
+    raise InputError(f"`{field}` must be named: {source} has none of {', '.join(known)}, but {listed(present)}")
 
 
 def collect_captions(dataset: Dataset, source: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Problem]]:

@@ -242,9 +242,7 @@ JUNK = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 )
 JUNK |= st.dictionaries(st.text(max_size=5), st.integers(), max_size=2)
-FIELDS = sorted(
-    {*RnnCaptionerConfig.__annotations__, *TransformerCaptionerConfig.__annotations__, "hidden_size", "dtype"}
-)
+FIELDS = sorted({*RnnCaptionerConfig.__annotations__, *TransformerCaptionerConfig.__annotations__, "hidden_size"})
 FIELDS = [name for name in FIELDS if name not in ("vision_config", "sub_configs", "model_type")]
 
 
@@ -385,6 +383,7 @@ def test_tables(cases, faults, folder):
     fuzz(bound(json_of_annotations, folder), {"content": ANNOTATIONS}, cases, faults, note=note)
     text_suffixes = st.sampled_from([".csv", ".tsv", ".txt", ".json", ".jsonl"])
     examples = [{"content": content, "suffix": ".json"} for content in (b"null", b"3", b"[" * 100_000, b'"a')]
+    examples += [{"content": content, "suffix": ".csv"} for content in (b"\x00\nimage\nimage", b'"\n"')]
     examples += [{"content": b'image,caption\na.png,"a\n', "suffix": ".csv"}, {"content": b"", "suffix": ".tsv"}]
     fuzz(bound(bytes_of_a_table, folder), {"content": SCRAPS, "suffix": text_suffixes}, cases, faults, examples, note)
 
