@@ -33,15 +33,6 @@ def captioner_class(config) -> type:
     return AutoModelForImageTextToText._model_mapping[type(config)]
 
 
-def dataset_fingerprint(dataset) -> str:
-    """
-    A text that changes with the rows of a `datasets.Dataset` and with what was done to them.
-
-    Stands in for reading every image to hash it. Uses `Dataset._fingerprint`, by which datasets finds its own caches.
-    """
-    return dataset._fingerprint
-
-
 class MetricWithoutFolder(Metric):
     """
     For an `evaluate.Metric`: no folder is made when the metric is kept in memory, so that a machine whose home cannot

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 
 import evaluate
 import pytest
-from datasets import Dataset
 from testing import ROOT
 from testing.tiny_models import random_images, tiny_config
 from transformers import AutoModelForImageTextToText, GenerationMixin, Seq2SeqTrainer, Trainer
@@ -17,7 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import PushInProgress
 
 from hf_captioner import RnnCaptionerForConditionalGeneration
-from hf_captioner.compat import captioner_class, dataset_fingerprint, special_tokens
+from hf_captioner.compat import captioner_class, special_tokens
 from hf_captioner.metrics import CaptionMetrics
 from hf_captioner.trainers import CaptioningTrainer
 
@@ -120,13 +119,6 @@ def test_the_search_passes_over_names_of_our_own(mine):
 def test_the_class_of_a_configuration():
     assert captioner_class(tiny_config()) is RnnCaptionerForConditionalGeneration
     assert type(AutoModelForImageTextToText.from_config(tiny_config())) is RnnCaptionerForConditionalGeneration
-
-
-def test_a_fingerprint_follows_the_rows():
-    first, second = (Dataset.from_dict({"a": [1, 2, number]}) for number in (3, 4))
-    assert isinstance(dataset_fingerprint(first), str)
-    assert dataset_fingerprint(first) != dataset_fingerprint(second)
-    assert dataset_fingerprint(first) != dataset_fingerprint(first.select([0, 1]))
 
 
 def test_a_metric_in_memory_makes_no_folder(tmp_path, monkeypatch):

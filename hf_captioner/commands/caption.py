@@ -21,7 +21,7 @@ from ..data.caption_files import check_suffix, text_cells, text_writer
 from ..data.caption_store import CaptionStore, Existing
 from ..data.image_files import ImageFile, ImageFiles, read_ahead
 from ..decoding import word_probabilities
-from ..errors import InputError
+from ..errors import InputError, brief
 from ..models.pipeline_captioner import TASK, needs_images
 from .decoding_options import DecodingArguments, with_decoding
 
@@ -192,8 +192,9 @@ class Captioner:
         try:
             self.pipeline = pipeline(TASK, model=settings.model)
         except (OSError, ValueError, StrictDataclassError) as error:
+            reason = brief(error).split(" See the original errors")[0]  # behind it is a traceback
             raise InputError(
-                f"`--model` must be the folder or Hub name of a captioner, got {settings.model!r}: {error}"
+                f"`--model` must be the folder or Hub name of a captioner, got {settings.model!r}: {reason}"
             ) from error
         self.tokenizer = self.pipeline.processor.tokenizer
         own = self.pipeline.model.config.min_score or 0
@@ -213,8 +214,7 @@ class Captioner:
         rows = []
         for image, read in batch:
             if isinstance(read, Exception):
-                error = " ".join(str(read).split()) or type(read).__name__
-                rows.append({"image": image.name, "error": error})
+                rows.append({"image": image.name, "error": brief(read)})
             else:
                 rows.append({"image": image.name, **next(captions)})
         return rows

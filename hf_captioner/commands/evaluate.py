@@ -21,6 +21,9 @@ reliability diagram and a risk-coverage curve, drawn in `calibration.png`; `hf-c
 and the settings that comparisons need. If it was interrupted, the same command continues with the images that have no
 caption yet; after it has finished, it only computes the metrics again.
 
+Images that cannot be read are listed in `errors.json` and left out of captions and metrics, and the exit status is 1;
+the same command tries them again.
+
 Captions that are there already, from anybody's model, are measured in place of a captioner's:
 
     hf-captioner evaluate --captions results.json --data shapes:rows=200,seed=1 --output_dir outputs/theirs
@@ -34,6 +37,7 @@ import hashlib
 import json
 import platform
 import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -43,12 +47,16 @@ from tempfile import TemporaryDirectory
 import torch
 from accelerate import PartialState
 from datasets import Dataset, List
+from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from .. import CaptionerProcessor, __version__
 from ..data.coco_files import read_instances, read_results
+from ..data.reading import decode_image, undecoded
 from ..data.shapes import SHAPES
+from ..data.sources import where
 from ..errors import InputError
 from ..explain import save_calibration_picture
 from ..files import replacing
@@ -140,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     # without `cpu=True` accelerate does not see that several CPU processes were started
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(args.output_dir)
+    if folder.is_file():
+        raise InputError(f"`output_dir` must be a folder, got the file {folder}")
     with refusing(OSError, ValueError, what="`document_frequency`: "):
         frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
 
@@ -147,19 +157,26 @@ def main(argv: list[str] | None = None) -> None:
         dataset = read_captions(args.data, args.split, check_images=False, **source.source_options())
     ids = image_ids(dataset, args.id_column)
     known = objects_in(dataset, ids, args.instances)
+    errors: dict[int, str] = {}
     if args.captions is None:
-        model, processor, sets, setting = caption_images(args, decoding, dataset, ids, state)
+        model, processor, sets, setting, errors = caption_images(args, decoding, dataset, ids, state)
         several = decoding.num_return_sequences is not None
     else:
         sets, setting = read_given(args, dataset, ids)
         several = any(len(texts) > 1 for texts in sets)
 
+    if errors:
+        rows = [row for row in range(len(dataset)) if row not in errors]
+        if not rows:
+            raise InputError(f"`data` must have an image that can be read, got none in {args.data}: {errors[0]}")
+        dataset, ids, sets = dataset.select(rows), [ids[row] for row in rows], [sets[row] for row in rows]
+        known = objects_in(dataset, ids, args.instances)
     if state.is_main_process:
         texts = [first for first, *_ in sets]
         if args.captions is not None:
             write_given(args.captions, folder, ids, sets)
         report = measure(args, texts, dataset, ids, frequency, known)
-        report |= {"setting": setting, "processes": state.num_processes}
+        report |= {"num_unreadable": len(errors), "setting": setting, "processes": state.num_processes}
         if args.captions is None:
             report["confidence"] = measure_confidence(model, processor, dataset, texts, frequency, args.batch_size)
             if not isinstance(report["confidence"], str):
@@ -171,8 +188,13 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / "metrics.json", report)
         show(report)
         print(f"\ncaptions and metrics: {folder}")
+        if errors:
+            of = f"{len(errors)} of {len(errors) + len(ids)} images could not be read"
+            print(f"{of} ({folder / 'errors.json'} says why); metrics are over the other {len(ids)}", file=sys.stderr)
     state.wait_for_everyone()
     state.destroy_process_group()
+    if errors:
+        raise SystemExit(1)
 
 
 def caption_images(
@@ -182,7 +204,8 @@ def caption_images(
     Captions all images of a data set, those left out that an earlier run with the same setting captioned.
 
     Returns:
-        the model, its processor, the captions of each image, and the setting that determines them.
+        the model, its processor, the captions of each image, none of one that cannot be read, the setting that
+        determines them, and by row why images could not be read.
     """
     folder = Path(args.output_dir)
     model, processor = read_captioner(args.model)
@@ -195,7 +218,7 @@ def caption_images(
     setting = describe(args, dataset, ids, model, processor)
     used = {name: value for name, value in decoding.settings().items() if value is not None}
     setting |= {"decoding": used} if used else {}
-    captions = earlier_captions(folder, setting)
+    captions, _ = earlier_captions(folder, setting, ids)
     state.wait_for_everyone()  # all have read what is there before any adds to it
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,18 +228,22 @@ def caption_images(
     mine = missing[state.process_index :: state.num_processes]
     write_captions(model, processor, dataset, mine, args, folder / "progress", state, search)
     state.wait_for_everyone()
-    captions = earlier_captions(folder, setting)
+    captions, errors = earlier_captions(folder, setting, ids)
     state.wait_for_everyone()  # all have read them before they are put in one place
-    sets = [captions[row] for row in range(len(dataset))]
+    sets = [captions.get(row, []) for row in range(len(dataset))]
     if state.is_main_process:
         if decoding.num_return_sequences is not None:
-            pairs = zip(ids, sets, strict=True)
+            pairs = [(number, each) for number, each in zip(ids, sets, strict=True) if each]
             write_json(
                 folder / "caption_sets.json", [{"image_id": number, "captions": each} for number, each in pairs]
             )
+        (folder / "errors.json").unlink(missing_ok=True)
+        if errors:
+            named = [{"image_id": ids[row], "error": errors[row]} for row in sorted(errors)]
+            write_json(folder / "errors.json", named)
         write_results(folder / "captions.json", ids, [texts[:1] for texts in sets])
         shutil.rmtree(folder / "progress", ignore_errors=True)
-    return model, processor, sets, setting
+    return model, processor, sets, setting, errors
 
 
 def read_given(args: Arguments, dataset: Dataset, ids: list[int]) -> tuple[list[list[str]], dict]:
@@ -338,10 +365,13 @@ def processor_sha256(processor: CaptionerProcessor) -> str:
     return digest.hexdigest()
 
 
-def earlier_captions(folder: Path, setting: dict) -> dict[int, list[str]]:
-    """Each row's captions, the best first, that earlier runs with the same setting wrote, finished or interrupted."""
+def earlier_captions(folder: Path, setting: dict, ids: list[int]) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """
+    Each row's captions, the best first, that earlier runs with the same setting wrote, finished or interrupted; and by
+    row why an image could not be read in the interrupted ones.
+    """
     if not (folder / "setting.json").exists():
-        return {}
+        return {}, {}
     before = json.loads((folder / "setting.json").read_text("utf-8"))
     if before != json.loads(json.dumps(setting)):
         name = next(name for name in {**before, **setting} if before.get(name) != setting.get(name))
@@ -350,18 +380,40 @@ def earlier_captions(folder: Path, setting: dict) -> dict[int, list[str]]:
             f"{before.get(name)!r} instead of {setting.get(name)!r}"
         )
     captions: dict[int, list[str]] = {}
+    errors: dict[int, str] = {}
     if (folder / "captions.json").exists():  # written last
         several = (folder / "caption_sets.json").exists()
         results = json.loads((folder / f"caption{'_sets' if several else 's'}.json").read_text("utf-8"))
-        captions = {row: each["captions"] if several else [each["caption"]] for row, each in enumerate(results)}
+        rows = {number: row for row, number in enumerate(ids)}
+        captions = {rows[each["image_id"]]: each["captions"] if several else [each["caption"]] for each in results}
     for path in sorted((folder / "progress").glob("*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
             try:
-                row, texts = json.loads(line)
+                row, texts, *error = json.loads(line)
             except ValueError:  # the process was stopped while it wrote this line, its last
                 continue
-            captions[row] = texts
-    return captions
+            if error:
+                errors[row] = error[0]
+            else:
+                captions[row] = texts
+    return captions, {row: error for row, error in errors.items() if row not in captions}
+
+
+class Pictures(TorchDataset):
+    """Pairs of a row and its picture, or why there is none."""
+
+    def __init__(self, dataset: Dataset, rows: list[int], source: str):
+        self.images, self.rows, self.source = undecoded(dataset), rows, source
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[int, Image.Image | str]:
+        row = self.rows[place]
+        try:
+            return row, decode_image(self.images[row]["image"], where("image", row, self.source))
+        except InputError as error:
+            return row, str(error)
 
 
 @torch.inference_mode()
@@ -370,20 +422,22 @@ def write_captions(
 ) -> None:
     """
     Captions `rows` of the data set, with options of `generate()`; each batch is written as soon as it is there, as
-    lines [row, captions].
+    lines [row, captions], or [row, null, error] of an image that cannot be read.
     """
     if not rows:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    images = dataset.select_columns(["image"]).select(rows)
     keep_images = needs_images(search.get("custom_generate"))
 
     def collate(batch):
-        photos = [to_rgb(row["image"]) for row in batch]
-        return processor(images=photos, return_tensors="pt"), {"images": photos} if keep_images else {}
+        read = {row: to_rgb(picture) for row, picture in batch if not isinstance(picture, str)}
+        unread = [(row, None, error) for row, error in batch if row not in read]
+        photos = list(read.values())
+        inputs = processor(images=photos, return_tensors="pt") if photos else None
+        return list(read), inputs, {"images": photos} if keep_images else {}, unread
 
     loader = DataLoader(
-        images,
+        Pictures(dataset, rows, args.data),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         collate_fn=collate,
@@ -391,15 +445,15 @@ def write_captions(
     progress = tqdm(total=len(rows), desc="captioning", unit="image", disable=not state.is_local_main_process)
     # a file of its own for each run and process: nothing is ever added to a file that may end in half a line
     with open(folder / f"{time.time_ns()}-{state.process_index}.jsonl", "w", encoding="utf-8") as file, progress:
-        for start, (inputs, more) in zip(range(0, len(rows), args.batch_size), loader, strict=True):
-            done = rows[start : start + args.batch_size]
-            tokens = model.generate(**inputs.to(state.device), **more, **search)
-            captions = decode_captions(processor.tokenizer, tokens.cpu())
-            each = len(captions) // len(done)
-            batch = [(row, captions[place * each : (place + 1) * each]) for place, row in enumerate(done)]
-            file.write("".join(json.dumps(pair) + "\n" for pair in batch))
+        for read, inputs, more, lines in loader:
+            if read:
+                tokens = model.generate(**inputs.to(state.device), **more, **search)
+                captions = decode_captions(processor.tokenizer, tokens.cpu())
+                each = len(captions) // len(read)
+                lines += [(row, captions[place * each : (place + 1) * each]) for place, row in enumerate(read)]
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
-            progress.update(len(done))
+            progress.update(len(lines))
 
 
 def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[int], frequency, known: dict) -> dict:
@@ -466,7 +520,7 @@ def versions() -> dict[str, str]:
 
 
 class Images:
-    """The images of a data set, decoded when they are accessed."""
+    """The images of a data set, decoded when they are accessed, and seen as the captioner sees them."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -475,7 +529,7 @@ class Images:
         return len(self.dataset)
 
     def __getitem__(self, rows: slice) -> list:
-        return self.dataset[rows]["image"]
+        return [to_rgb(image) for image in self.dataset[rows]["image"]]
 
 
 def show(report: dict) -> None:

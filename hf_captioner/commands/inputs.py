@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from .. import CaptionerProcessor
 from ..data import load_captions
 from ..data.sources import FORMAT_NAMES
-from ..errors import InputError
+from ..errors import InputError, brief
 from ..models.configuration_captioner import did_you_mean
 
 
@@ -51,7 +51,7 @@ def refusing(*errors: type[Exception], what: str = "") -> Iterator[None]:
     except InputError:
         raise
     except errors as error:
-        raise InputError(f"{what}{error}") from error
+        raise InputError(f"{what}{brief(error)}") from error
 
 
 def read_captions(source: str, *args, **kwargs) -> Dataset:

@@ -172,12 +172,14 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint = training.resume_point()
     set_seed(args.seed)
 
+    left_out: list[str] | None = [] if data_args.on_bad_image == "skip" else None
     with args.main_process_first(desc="loading the data"):
         train, evaluation = (
             read_captions(
                 source,
                 split=split,
-                check_images=data_args.check_images,
+                check_images=data_args.check_images or left_out is not None,
+                left_out=left_out,
                 **data_args.source_options(),
             )
             for source, split in (
@@ -241,6 +243,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"\nmodel and processor: {folder}")
         else:
             print(f"\nmetrics and captions: {folder}")
+        if left_out:
+            print(f"\n{len(left_out)} images were left out:", *left_out, sep="\n")
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.do_train:

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -158,6 +159,13 @@ class DataArguments(SourceArguments):
         metadata={"help": "show a random part of each training image, at least this share of its area (0.7)"},
     )
     check_images: bool = field(default=True, metadata={"help": "decode every image before training starts"})
+    on_bad_image: str = field(
+        default="error",
+        metadata={
+            "help": "error: an image that cannot be read ends the run; skip: every image is decoded before training "
+            "starts, and those that cannot be read are left out and named at the end"
+        },
+    )
     feature_cache: str | None = field(
         default=None,
         metadata={
@@ -185,6 +193,8 @@ class DataArguments(SourceArguments):
                 "`smallest_crop` and `cached_crops` must come together with `feature_cache`, "
                 f"got {self.smallest_crop} and {self.cached_crops}"
             )
+        if self.on_bad_image not in ("error", "skip"):
+            raise InputError(f"`on_bad_image` must be error or skip, got {self.on_bad_image!r}")
 
 
 @dataclass
@@ -295,7 +305,9 @@ def check_together(
     objective: ObjectiveArguments,
     args: Seq2SeqTrainingArguments,
 ) -> None:
-    """Settings of different groups that exclude or need each other."""
+    """Settings of different groups that exclude or need each other, and what would fail after hours only."""
+    if args.output_dir is not None and Path(args.output_dir).is_file():
+        raise InputError(f"`output_dir` must be a folder, got the file {args.output_dir}")
     if args.remove_unused_columns:
         raise InputError("`remove_unused_columns` must be false, for images and captions would be removed, got True")
     if data_args.feature_cache is not None and not model_args.freeze_vision:

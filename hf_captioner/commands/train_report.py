@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..explain import save_attention_picture
+from ..models.image_reading import to_rgb
 from ..models.tokenization_captioner import decode_captions, token_texts
 from ..sharing.card import NUM_SAMPLES
 from .train_arguments import DataArguments
@@ -30,7 +31,7 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
     (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     (folder / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(rows["image"][:NUM_SAMPLES]):
-        image = image.convert("RGB")
+        image = to_rgb(image)
         image.thumbnail((224, 224))
         image.save(folder / "examples" / f"{index}.jpg")
     if model.config.attends:

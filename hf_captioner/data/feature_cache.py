@@ -2,67 +2,169 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..compat import dataset_fingerprint
 from ..errors import InputError
+from ..files import replacing
+from .reading import decode_image, image_bytes, undecoded
+
+logger = logging.getLogger(__name__)
+
+IMAGES_PER_FILE = 256
+# What reads and resizes images and runs the vision model: features can change with their versions.
+VERSIONS = ("torch", "transformers", "pillow", "torchvision")
 
 
 class FeatureDataset(Dataset):
     """
     A data set whose column `image` is replaced by `image_features` (L, D) and their `grid` (h, w). Features are read
-    from the file row by row, when needed.
+    from the files row by row, when needed; each row is compared with its checksum.
 
     Args:
-        rows: a data set with `captions` and perhaps other columns; it has as many rows as the file.
-        path: a file that [`cache_features`] wrote.
+        rows: a data set with `captions` and perhaps other columns.
+        files: what [`cache_features`] wrote: one for every `IMAGES_PER_FILE` rows.
+        digests: what identifies the image of each row.
+
+    Raises:
+        InputError: if a file is damaged or of other images; when it is opened, or when a row is read.
     """
 
-    def __init__(self, rows: datasets.Dataset, path: str | Path):
+    def __init__(self, rows: datasets.Dataset, files: Sequence[Path], digests: Sequence[bytes]):
         self.rows = rows.remove_columns("image") if "image" in rows.column_names else rows
-        self.path = str(path)
-        with safe_open(self.path, framework="pt") as file:
-            self.grid = tuple(json.loads(file.metadata()["grid"]))
-        self._features: Any = None  # a slice of the open file
+        self.files = [FeatureFile(path, digests[start : start + IMAGES_PER_FILE]) for start, path in _starts(files)]
+        self.grid = self.files[0].grid
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        if self._features is None:  # every worker process opens the file itself
-            self._features = safe_open(self.path, framework="pt").get_slice("features")
-        return {**self.rows[index], "image_features": self._features[index], "grid": self.grid}
+        index = range(len(self))[index]
+        file = self.files[index // IMAGES_PER_FILE]
+        return {**self.rows[index], "image_features": file.row(index % IMAGES_PER_FILE), "grid": self.grid}
+
+
+def _starts(files: Sequence[Path]) -> list[tuple[int, Path]]:
+    return [(place * IMAGES_PER_FILE, path) for place, path in enumerate(files)]
+
+
+class FeatureFile:
+    """
+    The features of some images, and a checksum of each image's: zeros that a power cut left, rows in another order and
+    rows of other images are noticed when they are read.
+
+    Raises:
+        InputError: if it cannot be read, or has features of another number of images.
+    """
+
+    def __init__(self, path: Path, digests: Sequence[bytes]):
+        self.path, self.digests = path, digests
+        self._features: Any = None  # a slice of the open file
+        try:
+            with safe_open(path, framework="pt") as file:
+                grid = tuple(json.loads(file.metadata()["grid"]))
+                self._checksums = file.get_tensor("checksums").tolist()
+                rows = file.get_slice("features").get_shape()[0]
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        self.grid = grid
+        if not len(digests) == len(self._checksums) == rows:
+            raise self._damaged(f"{rows} rows and {len(self._checksums)} checksums of {len(digests)} images")
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_features": None}
 
+    def _damaged(self, what: str) -> InputError:
+        return InputError(
+            f"`feature_cache` must hold what was written, delete {self.path} and start again; got {what}"
+        )
 
-def _fingerprint(dataset, vision_encoder, image_processor, view) -> str:
-    """A hash of the weights, the preprocessing, the view and the images: if one of them changes, so does it."""
-    digest = hashlib.sha256(f"features and grid of {vision_encoder.layer}".encode())
+    def row(self, index: int) -> torch.Tensor:
+        """(L, D)."""
+        if self._features is None:  # every worker process opens the file itself
+            self._features = safe_open(self.path, framework="pt").get_slice("features")
+        features = self._features[index]
+        if _checksum(features, self.digests[index]) != self._checksums[index]:
+            raise self._damaged(f"other features in row {index} than its checksum says")
+        return features
+
+    def check(self) -> None:
+        """Reads every row."""
+        for index in range(len(self.digests)):
+            self.row(index)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _checksum(features: torch.Tensor, digest: bytes) -> int:
+    return zlib.crc32(_bytes(features), zlib.crc32(digest))
+
+
+View = Callable[[Image.Image], Image.Image]
+
+
+def _fingerprint(vision_encoder: nn.Module, image_processor: BaseImageProcessor, view: View | None) -> str:
+    """A hash of all that features depend on beside the image: weights, settings, preprocessing, view, libraries."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    settings = image_processor.to_dict()
-    settings.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    if view is not None:
-        digest.update(repr(view).encode())
-    digest.update(dataset_fingerprint(dataset.select_columns(["image"])).encode())
+        digest.update(_bytes(tensor))
+    processing = image_processor.to_dict()
+    processing.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
+    config = vision_encoder.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers model
+    for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+        config.pop(name, None)  # of the folder, not of the model
+    # Which layers and tokens become regions: whatever else the encoder was told.
+    settings = {name: value for name, value in vars(vision_encoder).items() if name[0] != "_" and name != "training"}
+    settings = {name: value for name, value in settings.items() if isinstance(value, (int, str, list, tuple))}
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    described = [processing, config, settings, versions, None if view is None else repr(view)]
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def image_digests(images: datasets.Dataset) -> list[bytes]:
+    """SHA-256 of every image's bytes, in its file or in the table, so that a replaced image is another one."""
+
+    def digest(row: int) -> bytes:
+        return hashlib.sha256(image_bytes(images[row]["image"], f"`image[{row}]`")).digest()
+
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(digest, range(len(images)), chunksize=64)
+        return list(tqdm(results, total=len(images), desc="hashing images", unit="image", leave=False))
+
+
+class _Decoded(Dataset):
+    """The images of a data set, or views of them; an error names the one that cannot be read."""
+
+    def __init__(self, images: datasets.Dataset, view: View | None):
+        self.images, self.view = images, view
+
+    def __getitem__(self, row: int) -> Image.Image:
+        image = decode_image(self.images[row]["image"], f"`image[{row}]`")
+        return image if self.view is None else self.view(image)
 
 
 @torch.no_grad()
@@ -73,17 +175,21 @@ def cache_features(
     folder: str | Path,
     batch_size: int = 32,
     num_workers: int = 0,
-    view: Callable[[Image.Image], Image.Image] | None = None,
+    view: View | None = None,
 ) -> FeatureDataset:
     """
     Runs the vision model over every image, unless a file in the folder already holds the result for the same weights,
-    preprocessing and images.
+    preprocessing, library versions and images: every image's bytes are hashed, so that a replaced one is noticed
+    whatever its name and date.
+
+    Files hold `IMAGES_PER_FILE` images each and appear when they are whole: what a stopped run has written is used by
+    the next one, and so is what it has of images that did not change. A damaged file is computed anew.
 
     Args:
         dataset: a data set with an `image` column.
         vision_encoder: a captioner's [`VisionEncoder`]; it is run in evaluation mode, on its own device.
         image_processor: makes the `pixel_values` of an image.
-        folder: folder for the file, whose size is images * regions * channels * bytes per number.
+        folder: folder for the files, whose size is images * regions * channels * bytes per number.
         batch_size: number of images that are processed at once.
         num_workers: number of processes that read images.
         view: what is done to every image first, see [`views_to_cache`]; its `repr` must say all that it does.
@@ -92,40 +198,88 @@ def cache_features(
         [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.
 
     Raises:
-        InputError: if the images do not all give the same grid.
+        InputError: if an image cannot be read, the images do not all give the same grid, or the folder cannot be
+            written, as a full disk cannot.
     """
-    folder = Path(folder)
-    path = folder / f"features-{_fingerprint(dataset, vision_encoder, image_processor, view)}.safetensors"
-    if path.exists():
-        return FeatureDataset(dataset, path)
-    folder.mkdir(parents=True, exist_ok=True)
+    images = undecoded(dataset)
+    digests = image_digests(images)
+    home = Path(folder) / f"features-{_fingerprint(vision_encoder, image_processor, view)}"
+    files: list[Path] = []
+    missing: dict[Path, range] = {}
+    for start in range(0, len(digests), IMAGES_PER_FILE):
+        part = digests[start : start + IMAGES_PER_FILE]
+        path = home / f"{hashlib.sha256(b''.join(part)).hexdigest()[:32]}.safetensors"
+        files.append(path)
+        if not _is_whole(path, part):
+            missing[path] = range(start, start + len(part))
+    if missing:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            _fill(missing, digests, _Decoded(images, view), vision_encoder, image_processor, batch_size, num_workers)
+        except OSError as error:
+            raise InputError(
+                f"`feature_cache` must be a folder that can be written, with room for the features, got {home} "
+                f"({error.strerror}); what was written is used next time"
+            ) from error
+    found = FeatureDataset(dataset, files, digests)
+    for file in found.files:
+        _same_grid(found.grid, file.grid)
+    return found
+
+
+def _is_whole(path: Path, digests: Sequence[bytes]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        FeatureFile(path, digests).check()
+    except InputError as error:
+        logger.warning("%s; it is computed anew", error)
+        return False
+    return True
+
+
+def _same_grid(first: tuple[int, int], other: tuple[int, int]) -> None:
+    if other != first:
+        raise InputError(f"all images must give the same grid of regions, got {first} and {other}")
+
+
+def _fill(
+    missing: dict[Path, range],
+    digests: Sequence[bytes],
+    images: _Decoded,
+    vision_encoder: nn.Module,
+    image_processor: BaseImageProcessor,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    """Writes the files; one that stands there is replaced."""
+
+    def collate(pictures):
+        return image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+    batches = [
+        list(part[start : start + batch_size])
+        for part in missing.values()
+        for start in range(0, len(part), batch_size)
+    ]
+    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate))
     device = next(vision_encoder.parameters()).device
     was_training = vision_encoder.training
     vision_encoder.eval()
-
-    def collate(rows):
-        images = [row["image"] if view is None else view(row["image"]) for row in rows]
-        return image_processor(images, return_tensors="pt")["pixel_values"]
-
-    loader = DataLoader(
-        dataset.select_columns(["image"]), batch_size=batch_size, num_workers=num_workers, collate_fn=collate
-    )
-    features, grid, start = None, None, 0
-    with tqdm(total=len(dataset), desc="caching features", unit="image") as progress:
-        for pixels in loader:
-            regions, this_grid = vision_encoder(pixels.to(device))
-            if features is None:
-                features, grid = torch.empty(len(dataset), *regions.shape[1:], dtype=regions.dtype), this_grid
-            if this_grid != grid:
-                raise InputError(f"all images must give the same grid of regions, got {grid} and {this_grid}")
-            features[start : start + len(regions)] = regions
-            start += len(regions)
-            progress.update(len(regions))
+    grid = None
+    total = sum(map(len, missing.values()))
+    with tqdm(total=total, desc="caching features", unit="image") as progress:
+        for path, rows in missing.items():
+            parts = []
+            for _ in range(0, len(rows), batch_size):
+                regions, this_grid = vision_encoder(next(loader).to(device))
+                grid = grid or this_grid
+                _same_grid(grid, this_grid)
+                parts.append(regions.cpu())
+                progress.update(len(regions))
+            features = torch.cat(parts)
+            checksums = [_checksum(row, digests[place]) for row, place in zip(features, rows, strict=True)]
+            content = save({"features": features, "checksums": torch.tensor(checksums)}, {"grid": json.dumps(grid)})
+            with replacing(path) as part:
+                part.write_bytes(content)
     vision_encoder.train(was_training)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file({"features": features}, unfinished, metadata={"grid": json.dumps(grid)})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return FeatureDataset(dataset, path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 # Where images are, seen from the folder of their annotations, in the archives as they are published.
@@ -67,6 +67,21 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"`source` must be JSON, got {path} ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"`source` must be JSON, got {path}, nested too deeply") from error
+
+
+def lies_in(folder: Path, path: Path) -> bool:
+    """
+    Whether a file is in a folder, links resolved. The files of a download from the Hub are links out of their folder,
+    `snapshots/REVISION`, into `blobs` beside it.
+    """
+    target = path.resolve()
+    if target.is_relative_to(folder.resolve()):
+        return True
+    home = folder.resolve().parent
+    blobs = home.with_name("blobs")
+    return home.name == "snapshots" and blobs.resolve() == blobs and target.is_relative_to(blobs)
 
 
 def _first_line(path: Path) -> str:
@@ -76,7 +91,7 @@ def _first_line(path: Path) -> str:
 
 def _is_json(path: Path, *keys: str) -> bool:
     """Whether the file is one JSON object with these keys, judged by its text: it may be large and is read later."""
-    if path.suffix != ".json" or not path.is_file():
+    if path.suffix.lower() != ".json" or not path.is_file():
         return False
     text = path.read_text("utf-8-sig", errors="replace")
     return text.lstrip().startswith("{") and all(f'"{key}"' in text for key in keys)
@@ -86,9 +101,7 @@ def _field(record: Any, name: str, kind: type | tuple[type, ...], where: str) ->
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise InputError(
-            f"`{name}` of {where} must be {' or '.join(k.__name__ for k in kinds)}, got {str(value)[:80]!r}"
-        )
+        raise InputError(f"`{name}` of {where} must be {' or '.join(k.__name__ for k in kinds)}, got {shown(value)}")
     return value
 
 
@@ -131,7 +144,8 @@ def read_karpathy(path: Path, split: str | None, report: Report = refuse) -> lis
         where = f"images[{place}] of {path}"
         if image["split"] in wanted:
             sentences = _field(image, "sentences", list, where)
-            name = Path(image.get("filepath") or "", _field(image, "filename", str, where))
+            home = _field(image, "filepath", str, where) if image.get("filepath") else ""
+            name = Path(home, _field(image, "filename", str, where))
             captions = [_field(sentence, "raw", str, f"sentences of {where}") for sentence in sentences]
             rows.append({"file_name": name.as_posix(), "captions": captions})
     return rows
@@ -198,6 +212,9 @@ def read_texts_beside(folder: Path, split: str | None, report: Report = refuse) 
             message = f"every image of {folder} must have a text beside it, got {image} without {text.name}"
             report(("caption-missing", message))
             continue
+        if not lies_in(folder, text):
+            report(("row-unreadable", f"{text} must lie inside {folder}, got a link to {text.resolve()}"))
+            continue
         try:
             captions = [line.strip() for line in read_text(text).splitlines() if line.strip()]
         except InputError as error:
@@ -243,4 +260,4 @@ def find_images(source: Path, first: str, image_folder: str | None) -> Path:
     for folder in (home, *published, *(home / name for name in IMAGE_FOLDERS)):
         if (folder / first).is_file():
             return folder
-    raise InputError(f"`image_folder` must be named: {first!r} of {source} is not in {home}")
+    raise InputError(f"`image_folder` must be named: {shown(first)} of {source} is not in {home}")

@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError
-from .formats import IMAGE_SUFFIXES
+from ..errors import InputError, listed, shown
+from .formats import IMAGE_SUFFIXES, lies_in
 from .sources import IMAGE_COLUMNS
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
@@ -75,7 +75,8 @@ class _TableOfImages:
             for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(batch_size=16, columns=[self.column]):
                 for cell in batch.column(0).to_pylist():
                     content = cell.get("bytes") if isinstance(cell, dict) else cell
-                    yield ImageFile(f"{self.path}[{row}]", content or b"")
+                    objection = None if isinstance(content, bytes) else "the table must hold the image, got none"
+                    yield ImageFile(f"{self.path}[{row}]", content, objection)
                     row += 1
         except (OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{self.path} must be a table that can be read, got {error} at row {row}") from error
@@ -147,17 +148,23 @@ class ImageFiles:
     def _add_table(self, path: str, found: dict) -> None:
         try:
             cells = self._column(path)
-        except (OSError, csv.Error, ValueError, pyarrow.ArrowException) as error:
+        except (OSError, csv.Error, ValueError, RecursionError, pyarrow.ArrowException) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} must be a table that can be read, got {error}") from error
         if isinstance(cells, _TableOfImages):
             found.setdefault(path, cells)
             return
+        folder = Path(path).parent
         for row, cell in enumerate(cells):
+            name = f"{path}[{row}]"
             if not isinstance(cell, str) or not cell:
-                raise InputError(f"`image[{row}]` of {path} must be a path, got {cell!r}")
-            self._add_file(os.path.normpath(os.path.join(os.path.dirname(path), cell)), found)
+                found.setdefault(name, ImageFile(name, objection=f"the table must hold a path, got {shown(cell)}"))
+            elif not _is_inside(folder, cell):  # a table from elsewhere must not make us read what lies elsewhere
+                objection = f"the path must lie in the table's folder, got {shown(cell)}"
+                found.setdefault(name, ImageFile(name, objection=objection))
+            else:
+                self._add_file(os.path.normpath(os.path.join(os.path.dirname(path), cell)), found)
 
     def _column(self, path: str) -> list | _TableOfImages:
         """The cells of a table's image column."""
@@ -171,12 +178,15 @@ class ImageFiles:
             return _TableOfImages(path, column)
         with open(path, encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as file:
             if suffix in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-                column = self._column_name(path, reader.fieldnames or [])
+                # strict: a quote that nobody closes would swallow the rows behind it
+                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                if reader.fieldnames is None:
+                    raise InputError(f"{path} must be a table with a header, got an empty file")
+                column = self._column_name(path, reader.fieldnames)
                 return [row[column] for row in reader]
             rows = json.load(file) if suffix == ".json" else [json.loads(line) for line in file if line.strip()]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
-            raise InputError(f"{path} must be a table, a list of objects, got {type(rows).__name__}")
+            raise InputError(f"{path} must be a table, a list of at least one object, got {shown(rows)}")
         column = self._column_name(path, list(rows[0]))
         return [row.get(column) for row in rows]
 
@@ -185,7 +195,14 @@ class ImageFiles:
             if name in present:
                 return name
         wanted = "found among its columns" if self.image_column is None else f"a column of {path}"
-        raise InputError(f"`image_column` must be {wanted} ({', '.join(present)}), got {self.image_column or path!r}")
+        raise InputError(f"`image_column` must be {wanted} ({listed(present)}), got {self.image_column or path!r}")
+
+
+def _is_inside(folder: Path, path: str) -> bool:
+    try:
+        return lies_in(folder, folder / path)
+    except (OSError, ValueError):  # too long, or with a NUL: no file, which is reported when it is read
+        return True
 
 
 def read_ahead(

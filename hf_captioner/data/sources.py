@@ -1,6 +1,8 @@
 """Where images and captions come from: one function, one shape of data set."""
 
+import copy
 import csv
+import glob
 import io
 import json
 import posixpath
@@ -14,11 +16,11 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
-from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ..errors import InputError
-from .formats import FORMATS, Problem, Report, find_images, read_text, refuse
+from ..errors import InputError, brief, listed, shown
+from .formats import FORMATS, Problem, Report, find_images, lies_in, read_json, read_text, refuse
+from .reading import NamedImage, decode_image, undecoded
 from .shapes import shapes_dataset
 
 TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
@@ -38,6 +40,7 @@ def load_captions(
     check_images: bool = True,
     format: str | None = None,
     image_folder: str | None = None,
+    left_out: list[str] | None = None,
 ) -> Dataset:
     """
     Loads images and captions into one shape: a column `image`, a column `captions` (a list of texts), and whatever
@@ -60,6 +63,11 @@ def load_captions(
         check_images: whether to decode every image now rather than find a broken one in the middle of training.
         format: one of `FORMATS`, `"table"` or `"webdataset"`; told from the content by default.
         image_folder: the folder that paths are relative to, by default that of the source.
+        left_out: if it is given, rows whose image is missing, lies outside the data folder or cannot be read are left
+            out, and what is wrong with each is added to this list. By default the first of them is an error.
+
+    Nothing is fetched and no file outside the data folder is read, whatever a table says: a column of paths is one of
+    files in the folder, and other columns of images, sounds or films are given as they are stored, undecoded.
 
     Raises:
         InputError: if the source cannot be read, there is no such column, a caption is empty or not text, an image
@@ -75,7 +83,11 @@ def load_captions(
     if paths is not None:
         if folder is None:
             raise InputError(f"`{image_column}` of {source} must hold images, got paths: {paths[0]!r}")
-        _refuse_any(path_problem(folder, path, where(image_column, row, source)) for row, path in enumerate(paths))
+        named = [(path, where(image_column, row, source)) for row, path in enumerate(paths)]
+        good = _good_rows([path_problem(folder, path, name) for path, name in named], left_out)
+        if len(good) < len(paths):
+            dataset = dataset.select(good)
+            captions, paths = [captions[row] for row in good], [paths[row] for row in good]
         dataset, captions, paths = _merge_rows_of_an_image(dataset, captions, paths)
     replaced = {*caption_columns, "captions"} | ({image_column} if paths is not None else set())
     kept = [column for column in dataset.column_names if column not in replaced]
@@ -90,10 +102,26 @@ def load_captions(
         dataset = dataset.add_column("image", absolute_paths(folder, paths))
     elif image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
-    dataset = dataset.cast_column("image", Image())
+    dataset = dataset.cast_column("image", NamedImage())
     if check_images:
-        _refuse_any(problem for _, problem in image_problems(dataset, source))
+        found = image_problems(dataset, source)
+        if left_out is None:
+            _refuse_any(problem for _, problem in found)
+        else:
+            unread = dict(found)
+            dataset = dataset.select(_good_rows([unread.get(row) for row in range(len(dataset))], left_out))
+    if not len(dataset):
+        raise InputError(f"`source` must have at least one image that can be read, got none in {source}")
     return dataset
+
+
+def _good_rows(problems: list[Problem | None], left_out: list[str] | None) -> list[int]:
+    """The rows without a problem; the others are refused, or left out and noted."""
+    if left_out is None:
+        _refuse_any(problems)
+    else:
+        left_out.extend(problem[1] for problem in problems if problem is not None)
+    return [row for row, problem in enumerate(problems) if problem is None]
 
 
 def where(column: str, row: int, source: str) -> str:
@@ -124,14 +152,42 @@ def open_source(
     if source.split(":")[0] == "shapes":
         return shapes_dataset(**_shapes_settings(source)), None
     path = Path(source)
-    if not path.exists():
-        if path.is_absolute() or source.startswith((".", "~")) or path.suffix in (*TABLE_LOADERS, ".tar"):
+    try:
+        exists = bool(source) and path.exists()
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise InputError(f"`source` must be a path or the name of a data set, got {shown(source)}") from error
+    if not exists:
+        if path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in (*TABLE_LOADERS, ".tar"):
             raise FileNotFoundError(f"`source` does not exist: {source}")
-        return _pick_split(_loaded(source, load_dataset, source), source, split), None
+        if not source:
+            raise InputError(f"`source` must be a path or the name of a data set, got {source!r}")
+        return _undecoded(_pick_split(_loaded(source, load_dataset, source), source, split)), None
     dataset, folder = _open_path(path, split, format, image_folder, report)
     if not len(dataset):
         raise InputError(f"`source` must have at least one row, got none in {source}")
-    return dataset, folder
+    return _undecoded(dataset), folder
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    """
+    With columns of images, sounds and films as they are stored: decoding a cell without bytes would read whatever file
+    or address it names. The images of [`load_captions`] are decoded when their paths have been checked.
+    """
+
+    def plain(feature: Any) -> Any:
+        if isinstance(feature, dict):
+            return {name: plain(part) for name, part in feature.items()}
+        if isinstance(feature, list):
+            return [plain(part) for part in feature]
+        feature = copy.copy(feature)
+        if getattr(feature, "decode", False) is True:
+            feature.decode = False
+        if hasattr(feature, "feature"):  # lists
+            feature.feature = plain(feature.feature)
+        return feature
+
+    features = Features({name: plain(feature) for name, feature in dataset.features.items()})
+    return dataset if features == dataset.features else dataset.cast(features)
 
 
 def _open_path(
@@ -145,27 +201,29 @@ def _open_path(
         for name, candidate in FORMATS.items():
             if candidate.recognises(path):
                 return _open_format(path, split, name, image_folder, report)
-    shards = sorted(path.rglob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    shards = _files_in(path, "*.tar") if path.is_dir() else [path] if path.suffix.lower() == ".tar" else []
     if format == "webdataset" or (path.is_file() and shards):
         _without_splits(path, split)
         return _read_shards(path, shards), given
     if path.is_file():
         _without_splits(path, split)
-        if path.suffix not in TABLE_LOADERS:
+        if path.suffix.lower() not in TABLE_LOADERS:
             raise InputError(f"`source` must be a table ({', '.join(TABLE_LOADERS)}), got {path}")
         return _read_table([path], report), given
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        _check_saved(path)
         return _pick_split(_loaded(str(path), load_from_disk, str(path)), str(path), split), given
     for name in CAPTION_FILES:
         for suffix in TABLE_LOADERS:
             table = path / f"{name}{suffix}"
             if table.is_file():
+                _check_inside(path, table)
                 for kind, candidate in FORMATS.items():
                     if format is None and candidate.recognises(table):
                         return _open_format(table, split, kind, image_folder, report)
                 _without_splits(path, split)
                 return _read_table([table], report), given
-    if parquet := sorted(path.rglob("*.parquet")):
+    if parquet := _files_in(path, "*.parquet"):
         _without_splits(path, split)
         return _read_table(parquet, report), given
     if shards:
@@ -177,6 +235,41 @@ def _open_path(
         "`source` must hold a table named metadata.* or captions.*, Parquet files, tar shards, a saved data set, or "
         f"images with a .txt beside each, got {path}"
     )
+
+
+def _files_in(folder: Path, pattern: str) -> list[Path]:
+    found = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    for path in found:
+        _check_inside(folder, path)
+    return found
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    if not lies_in(folder, path):
+        raise InputError(f"`source` must hold files that lie inside {folder}, got {path}, which leads out of it")
+
+
+def _check_saved(folder: Path) -> None:
+    """The files of `Dataset.save_to_disk` name others, which `load_from_disk` reads wherever they are."""
+    parts = [folder]
+    if (folder / "dataset_dict.json").exists():
+        names = [str(name) for name in _entries(folder / "dataset_dict.json", "splits")]
+        parts = [folder / name for name in names]
+    for part in parts:
+        _check_inside(folder, part)
+        for entry in _entries(part / "state.json", "_data_files"):
+            _check_inside(folder, part / str(entry.get("filename") if isinstance(entry, dict) else entry))
+
+
+def _entries(path: Path, name: str) -> list:
+    """A list in one of the files of a saved data set."""
+    if not path.is_file():
+        raise InputError(f"`source` must be what Dataset.save_to_disk writes, got {path.parent} without {path.name}")
+    content = read_json(path)
+    found = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        raise InputError(f"`{name}` of {path} must be a list, got {shown(found)}")
+    return found
 
 
 def _without_splits(path: Path, split: str | None) -> None:
@@ -211,29 +304,27 @@ def _loaded(source: str, load, *args, **kwargs):
         while isinstance(cause, DatasetGenerationError) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise InputError(
-            f"`source` must be data that can be read, got {source} ({type(cause).__name__}: {cause})"
+            f"`source` must be data that can be read, got {source} ({type(cause).__name__}: {brief(cause)})"
         ) from error
 
 
 def _read_table(paths: list[Path], report: Report) -> Dataset:
-    kind = TABLE_LOADERS[paths[0].suffix]
+    kind = TABLE_LOADERS[paths[0].suffix.lower()]
     options: dict[str, Any] = {}
     if kind != "parquet":
         (path,) = paths
         text = read_text(path)  # whose errors are plainer than those of the readers below
-        if path.suffix == ".jsonl":
-            rows = _json_lines(path, text, report)
-            if rows is not None:
-                return Dataset.from_list(rows)
-    if kind == "csv":
-        separator = "\t" if path.suffix == ".tsv" else ","
+        if kind == "json":
+            return _from_rows(path, _json_rows(path, text, report))
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
         columns = _csv_columns(path, text, separator, report)
         if columns is not None:
             return Dataset.from_dict(columns)
         # "NA" and "null" are texts like others; only an empty cell is a missing one.
         options = {"sep": separator, "keep_default_na": False, "na_values": [""], "index_col": False}
-    files = [str(path) for path in paths]
-    return _loaded(", ".join(files[:3]), load_dataset, kind, data_files=files, split="train", **options)
+    names = ", ".join(str(path) for path in paths[:3])
+    files = [glob.escape(str(path)) for path in paths]
+    return _loaded(names, load_dataset, kind, data_files=files, split="train", **options)
 
 
 def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[str, list[str | None]] | None:
@@ -264,22 +355,70 @@ def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[
     return {name: [row[place] or None for row in rows] for place, name in enumerate(header)}
 
 
-def _json_lines(path: Path, text: str, report: Report) -> list[dict] | None:
-    """Reports lines that are no JSON objects, and returns the others then; `None` if all are."""
-    rows, bad = [], False
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+def _json_rows(path: Path, text: str, report: Report) -> list[dict]:
+    """The objects of a JSON file: a list of them, one, or one on each line; what is none is reported."""
+    lines = path.suffix.lower() == ".jsonl"
+    named: list[tuple[str, Any]]
+    if not lines:
         try:
-            row = json.loads(line)
+            content = json.loads(text)
         except json.JSONDecodeError as error:
-            row = error
+            lines = text.count("\n") > 0 and _is_object(text.splitlines()[0])  # JSON lines under another name
+            if not lines:
+                raise InputError(f"`source` must be data that can be read, got {path} ({error})") from error
+        except RecursionError as error:
+            raise InputError(f"`source` must be data that can be read, got {path}, nested too deeply") from error
+    if lines:
+        named = [(f"line {number}", line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        content = [_object(line) for _, line in named]
+    elif isinstance(content, dict):
+        content, named = [content], [("the content", content)]
+    elif isinstance(content, list):
+        named = [(f"row {number}", row) for number, row in enumerate(content)]
+    else:
+        raise InputError(f"`source` must be a list of JSON objects, got {shown(content)} in {path}")
+    rows = []
+    for row, (place, raw) in zip(content, named, strict=True):
         if isinstance(row, dict):
             rows.append(row)
         else:
-            bad = True
-            report(("row-unreadable", f"line {number} of {path} must be a JSON object, got {line[:80]!r}"))
-    return rows if bad else None
+            value = repr(raw[:80]) if isinstance(raw, str) else shown(raw)
+            report(("row-unreadable", f"{place} of {path} must be a JSON object, got {value}"))
+    return rows
+
+
+def _object(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def _is_object(line: str) -> bool:
+    return isinstance(_object(line), dict)
+
+
+def _from_rows(path: Path, rows: list[dict]) -> Dataset:
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    if not columns:
+        raise InputError(f"`source` must have at least one row, got none in {path}")
+    try:
+        return Dataset.from_dict(columns)
+    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:
+        for name, cells in columns.items():
+            try:
+                pyarrow.array(cells)
+            except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
+                found = _first_other(cells)
+                raise InputError(f"`{name}` of {path} must be of one type in all rows, got {found}") from error
+        raise InputError(f"`source` must be data that can be read, got {path} ({error})") from error
+
+
+def _first_other(cells: list) -> str:
+    """The first cell that is of another type than those before it, and its row."""
+    first = next(cell for cell in cells if cell is not None)
+    other = next((row for row, cell in enumerate(cells) if cell is not None and type(cell) is not type(first)), None)
+    return shown(first) if other is None else f"{shown(first)} and in row {other} {shown(cells[other])}"
 
 
 def _read_shards(path: Path, shards: list[Path]) -> Dataset:
@@ -327,12 +466,12 @@ def _find_column(dataset, source: str, field: str, wanted: str | None, known: Se
     present = dataset.column_names
     if wanted is not None:
         if wanted not in present:
-            raise InputError(f"`{field}` of {source} must be one of {', '.join(present)}, got {wanted!r}")
+            raise InputError(f"`{field}` of {source} must be one of {listed(present)}, got {wanted!r}")
         return wanted
     for name in known:
         if name in present:
             return name
-    raise InputError(f"`{field}` must be named: {source} has none of {', '.join(known)}, but {', '.join(present)}")
+    raise InputError(f"`{field}` must be named: {source} has none of {', '.join(known)}, but {listed(present)}")
 
 
 def collect_captions(dataset: Dataset, source: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Problem]]:
@@ -348,7 +487,9 @@ def collect_captions(dataset: Dataset, source: str, columns: Sequence[str]) -> t
                     continue
                 faulty.add(row)
                 kind = "caption-empty" if isinstance(text, str) else "caption-not-text"
-                problems.append((kind, f"{where(column, row, source)} must be text that is not empty, got {text!r}"))
+                problems.append(
+                    (kind, f"{where(column, row, source)} must be text that is not empty, got {shown(text)}")
+                )
     names = ", ".join(columns)
     for row, texts in enumerate(captions):
         if not texts and row not in faulty:
@@ -373,7 +514,8 @@ def image_paths(dataset: Dataset, source: str, column: str) -> list[str] | None:
         if isinstance(feature, Value) and feature.dtype.endswith("binary"):
             return None
         kind = getattr(feature, "dtype", type(feature).__name__)
-        raise InputError(f"`{column}` of {source} must hold images or their paths, got {kind}")
+        first = next((cell for cell in dataset[column] if cell is not None), None)
+        raise InputError(f"`{column}` of {source} must hold images or their paths, got {kind} such as {shown(first)}")
     # A table from elsewhere may have paths in place of bytes: `datasets` would read any file or address they name.
     raw = dataset.select_columns([column])
     raw = raw if is_struct else raw.cast_column(column, Image(decode=False))
@@ -400,9 +542,16 @@ def _merge_rows_of_an_image(dataset, captions, paths):
 
 
 def absolute_paths(folder: Path, paths: Iterable[str]) -> list[str | None]:
-    """Paths in a folder, links resolved; `None` for an empty one."""
+    """Paths in a folder, links resolved; `None` for one that is none."""
     root = folder.resolve()
-    return [str((root / path).resolve()) if path else None for path in paths]
+
+    def absolute(path: str) -> str | None:
+        try:
+            return str((root / path).resolve()) if path else None
+        except (OSError, ValueError):  # too long, or with a NUL
+            return None
+
+    return [absolute(path) for path in paths]
 
 
 def path_problem(folder: Path, path: str, what: str) -> Problem | None:
@@ -412,29 +561,25 @@ def path_problem(folder: Path, path: str, what: str) -> Problem | None:
         resolved = (root / path).resolve()
         is_file = resolved.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
-        return "image-missing", f"{what} must be a path, got {path[:80]!r}"
+        return "image-missing", f"{what} must be a path, got {shown(path)}"
     if not path:
         return "image-missing", f"{what} must be a path, got {path!r}"
-    if not resolved.is_relative_to(root):
-        return "image-outside", f"{what} must lie inside {folder}, got {path!r}"
+    if not lies_in(folder, resolved):
+        return "image-outside", f"{what} must lie inside {folder}, got {shown(path)}"
     if not is_file:
-        return "image-missing", f"{what} must be a file in {folder}, got {path!r}"
+        return "image-missing", f"{what} must be a file in {folder}, got {shown(path)}"
     return None
 
 
 def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem]]:
     """The rows of a data set whose `image` cannot be read, and what is wrong with each."""
-    raw = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    raw = undecoded(dataset)
 
     def problem(row: int) -> str | None:
-        image = raw[row]["image"]
-        if image is None:
-            return "no image"
         try:
-            Image().decode_example(image)
-        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-            name = image["path"] or f"{len(image['bytes'] or b'')} bytes"
-            return f"{name} ({error})".replace("\n", " ")
+            decode_image(raw[row]["image"], where("image", row, source))
+        except InputError as error:
+            return str(error)
         return None
 
     pool = ThreadPoolExecutor()
@@ -442,7 +587,6 @@ def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem
         results = pool.map(problem, range(len(raw)), chunksize=64)
         for row, found in enumerate(tqdm(results, total=len(raw), desc="checking images", unit="image", leave=False)):
             if found is not None:
-                message = f"{where('image', row, source)} must be an image that can be read, got {found}"
-                yield row, ("image-unreadable", message)
+                yield row, ("image-unreadable", found)
     finally:
         pool.shutdown(cancel_futures=True)  # whoever asked may stop at the first

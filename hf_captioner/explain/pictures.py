@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..models.image_reading import to_rgb
+
 
 def overlay(image: Image.Image, weights: np.ndarray, color: tuple[int, int, int] = (255, 64, 0)) -> Image.Image:
     """
@@ -18,8 +20,9 @@ def overlay(image: Image.Image, weights: np.ndarray, color: tuple[int, int, int]
     """
     scaled = np.asarray(weights, dtype=np.float32)
     scaled = scaled / max(float(scaled.max()), 1e-12)
+    image = to_rgb(image)  # first: an image that lies on its side has another size upright
     mask = Image.fromarray(np.uint8(200 * scaled)).resize(image.size, Image.Resampling.BICUBIC)
-    return Image.composite(Image.new("RGB", image.size, color), image.convert("RGB"), mask)
+    return Image.composite(Image.new("RGB", image.size, color), image, mask)
 
 
 def save_attention_picture(
@@ -50,7 +53,7 @@ def save_attention_picture(
 
     tiles: list[tuple[Image.Image, str] | None] = []
     for image, texts, weights in zip(images, words, maps, strict=True):
-        shown: list[tuple[Image.Image, str] | None] = [(image.convert("RGB"), "")]
+        shown: list[tuple[Image.Image, str] | None] = [(to_rgb(image), "")]
         shown += [(overlay(image, map_), text) for text, map_ in zip(texts, weights, strict=True)]
         tiles += shown + [None] * (-len(shown) % columns)
     lines = max(len(tiles) // columns, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .scores import Scores
 
@@ -34,7 +34,8 @@ def clip_score(
         The scores (0 to 2.5); the corpus score is their mean.
 
     Raises:
-        ValueError: the folder does not exist, or there are more or fewer images than captions.
+        ValueError: the folder does not exist, there are more or fewer images than captions, or one cannot be read or
+            has more than 8 bits a channel.
     """
     return clip_scores(captions, images, clip_folder, batch_size=batch_size)["clip_score"]
 
@@ -80,7 +81,9 @@ def clip_scores(
     for start in range(0, len(captions), batch_size):
         rows = slice(start, start + batch_size)
         inputs = processor(
-            **texts(captions[rows]), images=[_open(image) for image in images[rows]], return_tensors="pt"
+            **texts(captions[rows]),
+            images=[_open(image, start + place) for place, image in enumerate(images[rows])],
+            return_tensors="pt",
         )
         with torch.inference_mode():
             outputs = model(**inputs.to(device))
@@ -108,8 +111,23 @@ def clip_scores(
     return scores
 
 
-def _open(image: Image.Image | str | os.PathLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    with Image.open(image) as opened:
-        return opened.convert("RGB")
+def _open(image: Image.Image | str | os.PathLike, place: int) -> Image.Image:
+    try:
+        if isinstance(image, Image.Image):
+            return _seen(image)
+        with Image.open(image) as opened:
+            return _seen(opened)
+    except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, IndexError...
+        name = getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image)
+        raise ValueError(f"images[{place}] {name!r} must be an image that can be read ({error})") from error
+
+
+def _seen(image: Image.Image) -> Image.Image:
+    """Upright and on white where it is transparent, as captioners see it."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # Pillow's conversion would cut off what is brighter than 255
+        raise ValueError(f"it must have 8 bits a channel, got mode {image.mode}")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import transformers
-from huggingface_hub import get_session
 from PIL import Image
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import (
@@ -18,7 +17,8 @@ from transformers.image_utils import (
 )
 from transformers.utils import is_torchvision_available
 
-from .image_reading import to_rgb
+from .image_reading import to_rgb, why_unreadable
+from .url_captioner import download
 
 if is_torchvision_available():
     from transformers.image_processing_backends import TorchvisionBackend as ImageProcessorBackend
@@ -43,26 +43,33 @@ def open_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     cuts off what is brighter than 255 in 16-bit images and shows the colours that lie hidden under transparency.
 
     Args:
-        source: the path of a file, a URL (`http://`, `https://`), or base64 text with or without `data:image/...,`.
-        timeout: seconds to wait for a URL.
+        source: the path of a file, a URL (`http://`, `https://`), which is fetched, or base64 text with or without
+            `data:image/...,`.
+        timeout: seconds that fetching a URL may take, 30 by default. It may have 64 MiB and lead five times elsewhere.
 
     Raises:
-        OSError: if what the path or the URL names is no image.
-        ValueError: if the source is none of these.
+        ValueError: if the source is none of these, or what it names is no image that can be opened.
     """
     source = os.fspath(source)
+    kind = "must be one that can be read"
     if source.startswith(("http://", "https://")):
-        response = get_session().get(source, timeout=timeout, follow_redirects=True)
-        return Image.open(BytesIO(response.content))
-    if os.path.isfile(source):
-        return Image.open(source)
+        content: str | BytesIO = BytesIO(download(source, timeout))
+    elif os.path.isfile(source):
+        content = source
+    else:
+        kind = "must be the path of a file that is there, a URL or base64 text"
+        try:
+            content = BytesIO(base64.b64decode(source.partition(",")[2] or source))
+        except ValueError as error:
+            raise ValueError(f"an image {kind}, got {_shown(source)}") from error
     try:
-        return Image.open(BytesIO(base64.b64decode(source.partition(",")[2] or source)))
-    except (OSError, ValueError) as error:
-        shown = source if len(source) <= 200 else source[:200] + "..."
-        raise ValueError(
-            f"an image must be the path of a file that is there, a URL or base64 text, got {shown!r}"
-        ) from error
+        return Image.open(content)
+    except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, IndexError...
+        raise ValueError(f"an image {kind}, got {_shown(source)} ({why_unreadable(error)})") from error
+
+
+def _shown(source: str) -> str:
+    return repr(source if len(source) <= 200 else source[:200] + "...")
 
 
 class CaptionerImageProcessor(ImageProcessorBackend):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -111,4 +111,11 @@ def _extent(values: np.ndarray) -> tuple[float, float]:
     return low.item(), high.item()
 
 
-__all__ = ["to_rgb"]
+def why_unreadable(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, UnidentifiedImageError):  # whose own text has an address in memory
+        return "cannot identify an image"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+__all__ = ["to_rgb", "why_unreadable"]

@@ -1,16 +1,19 @@
 """`pipeline("image-captioning")`: images in, captions with their probabilities out."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from os import PathLike
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike, fspath
+from types import GeneratorType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 from transformers import BatchFeature, Pipeline
 
 from .confidence_captioner import token_log_probabilities
 from .image_processing_captioner import open_image
-from .image_reading import to_rgb
+from .image_reading import to_rgb, why_unreadable
 from .tokenization_captioner import token_texts
 
 TASK = "image-captioning"
@@ -19,6 +22,30 @@ TASK = "image-captioning"
 def needs_images(search: Callable | None) -> bool:
     """Whether a search, a callable for `generate(custom_generate=...)`, must be given the images themselves."""
     return search is not None and "images" in inspect.signature(search).parameters
+
+
+class _Numbered(NamedTuple):
+    """One of several images, or why it could not be taken out of them."""
+
+    place: int
+    image: Any
+
+
+class _NumberedImages(Dataset):
+    def __init__(self, images: Any):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> _Numbered:
+        try:
+            return _Numbered(place, self.images[place])
+        except Exception as error:  # of a data set that reads the image now
+            return _Numbered(place, error)
+
+    def __iter__(self) -> Iterator[_Numbered]:
+        return (self[place] for place in range(len(self)))
 
 
 class ImageCaptioningPipeline(Pipeline):
@@ -44,13 +71,16 @@ class ImageCaptioningPipeline(Pipeline):
     def __call__(self, images: Any, **kwargs) -> Any:
         """
         Args:
-            images: a path, a URL, base64 text, or an image, array or tensor that [`to_rgb`] takes; or a list, a tuple
-                or a column of a `datasets.Dataset` of these. For a torch data set or a generator an iterator is
-                returned, which reads images as it goes.
+            images: a path, a URL (which is fetched), base64 text, or an image, array or tensor that [`to_rgb`] takes;
+                or a list, a tuple or a column of a `datasets.Dataset` of these. For a torch data set or a generator an
+                iterator is returned, which reads images as it goes.
             prompt: text that every caption begins with.
             attention: whether to return attention maps.
             batch_size: images at a time, 1 by default.
-            timeout: seconds to wait for a URL.
+            timeout: seconds that fetching a URL may take, 30 by default. It may have 64 MiB and lead five times to
+                another address.
+            on_bad_image: with `"error"`, the default, an image that cannot be read raises, as pipelines do; with
+                `"skip"` its result is `[{"error": why}]`, and the others have their captions.
             decoding: how captions are searched for: the name of a search of `hf_captioner.decoding` where that package
                 is imported ("diverse", "constrained", "stochastic", "ensemble", "mbr", "rerank"), or a callable for
                 `generate(custom_generate=...)`, which is given the images (PIL) if it has a parameter `images`. By
@@ -75,20 +105,32 @@ class ImageCaptioningPipeline(Pipeline):
             and attention are this captioner's, whatever the search asked besides.
 
         Raises:
-            ValueError: if an image cannot be read, attention is requested from a model without attention, or there is
-                no search of that name or it does not use an option.
+            ValueError: if an image cannot be read (the message has its place in the list and its name), attention is
+                requested from a model without attention, or there is no search of that name or it does not use an
+                option.
             TypeError: if an image is of an unknown kind.
         """
-        if isinstance(images, Sequence) and not isinstance(images, (str, bytes, list)):
-            # A column of a data set is read image by image; a list of it would decode all images at once.
-            return list(super().__call__((image for image in images), **kwargs))
-        if isinstance(images, list) and not images:
-            return []
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+            # Image by image: a list of a data set's column would decode all images at once.
+            return list(super().__call__(_NumberedImages(images), **kwargs)) if len(images) else []
+        if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
+            images = _NumberedImages(images)
+        elif isinstance(images, GeneratorType):
+            images = (_Numbered(place, image) for place, image in enumerate(images))
         return super().__call__(images, **kwargs)
 
     def _sanitize_parameters(
-        self, prompt=None, timeout=None, attention=None, decoding=None, generate_kwargs=None, **options
+        self,
+        prompt=None,
+        timeout=None,
+        on_bad_image=None,
+        attention=None,
+        decoding=None,
+        generate_kwargs=None,
+        **options,
     ):
+        if on_bad_image not in (None, "error", "skip"):
+            raise ValueError(f"`on_bad_image` must be error or skip, got {on_bad_image!r}")
         options = {**(generate_kwargs or {}), **options}
         if decoding is not None:
             options["decoding"] = decoding
@@ -96,7 +138,7 @@ class ImageCaptioningPipeline(Pipeline):
             self.given = options
         generate_kwargs = self._generate_kwargs(**{**self.given, **options}) if options else None
         # What is left out of a call must not override what was given to `pipeline()`.
-        preprocess = {"prompt": prompt, "timeout": timeout}
+        preprocess = {"prompt": prompt, "timeout": timeout, "on_bad_image": on_bad_image}
         forward = {"attention": attention, "generate_kwargs": generate_kwargs}
         preprocess, forward = (
             {name: value for name, value in part.items() if value is not None} for part in (preprocess, forward)
@@ -117,12 +159,31 @@ class ImageCaptioningPipeline(Pipeline):
         return options if decoding is None else {**options, "custom_generate": decoding}
 
     def preprocess(
-        self, image: Any, prompt: str = "", timeout: float | None = None, keep_image: bool = False
+        self,
+        image: Any,
+        prompt: str = "",
+        timeout: float | None = None,
+        keep_image: bool = False,
+        on_bad_image: str = "error",
     ) -> BatchFeature:
-        image = to_rgb(open_image(image, timeout) if isinstance(image, (str, PathLike)) else image)
-        inputs = self.processor(images=image, text=prompt, return_tensors="pt")
+        place, image = image if isinstance(image, _Numbered) else (None, image)
+        bad = None
+        try:
+            if isinstance(image, Exception):
+                raise image
+            opened = open_image(image, timeout) if isinstance(image, (str, PathLike)) else image
+            picture = to_rgb(opened)
+        except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, IndexError...
+            bad = _named(error, place, image)
+            if on_bad_image == "error":
+                unknown = isinstance(error, TypeError) and not isinstance(image, (str, PathLike, Image.Image))
+                raise (TypeError if unknown else ValueError)(bad) from error
+            picture = Image.new("RGB", (1, 1))  # goes through the model in its place, so that batches stay whole
+        inputs = self.processor(images=picture, text=prompt, return_tensors="pt")
         if keep_image:
-            inputs["images"] = [image]
+            inputs["images"] = [picture]
+        if on_bad_image == "skip":
+            inputs["error"] = bad
         return inputs
 
     def _forward(self, inputs, attention=False, generate_kwargs=None):
@@ -166,9 +227,12 @@ class ImageCaptioningPipeline(Pipeline):
             outputs["attention"] = (
                 reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, encoder_outputs.grid)
             )
-        return {name: tensor.unflatten(0, (len(pixels), -1)) for name, tensor in outputs.items()}  # (B, k, ...)
+        outputs = {name: tensor.unflatten(0, (len(pixels), -1)) for name, tensor in outputs.items()}  # (B, k, ...)
+        return {**outputs, "error": inputs["error"]} if "error" in inputs else outputs
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        if outputs.get("error") is not None:
+            return [{"error": outputs["error"]}]
         config, tokenizer = self.model.config, self.processor.tokenizer
         captions = []
         for row, (ids, logs) in enumerate(zip(outputs["sequences"][0], outputs["log_probabilities"][0], strict=True)):
@@ -201,6 +265,19 @@ class ImageCaptioningPipeline(Pipeline):
         """As in transformers, which does not save the processor; here it is saved, too."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _named(error: Exception, place: int | None, image: Any) -> str:
+    """What is wrong, with the image's place in a list and the name of its file as far as there are any."""
+    where = "the image" if place is None else f"`images[{place}]`"
+    reason = why_unreadable(error)
+    if isinstance(image, (str, PathLike)):
+        name = fspath(image)
+    else:
+        name = getattr(image, "filename", "")
+    if name and repr(name)[:200] not in reason:
+        where += f", {str(name)[:200]!r},"
+    return f"{where} cannot be read: {reason}"
 
 
 __all__ = ["ImageCaptioningPipeline"]

@@ -23,7 +23,8 @@ def _normalizer() -> normalizers.Normalizer:
         [
             normalizers.NFKC(),
             normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"[\s\p{Cc}]+"), " "),
+            # and the character that stands for a space, which would come back as one
+            normalizers.Replace(Regex(rf"[\s\p{{Cc}}{_SPACE}]+"), " "),
             normalizers.Replace(Regex(r"[\u2018\u2019]"), "'"),
             normalizers.Replace(Regex(r" (?=[.,;:!?%)\]}])"), ""),
             normalizers.Replace(Regex(r" (?=(?:n't|'(?:s|m|d|ll|re|ve|t))\b)"), ""),

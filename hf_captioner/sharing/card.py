@@ -172,7 +172,8 @@ def from_evaluation(report: dict) -> dict:
         "metrics": [row(name, value, intervals.get(name)) for name, value in scores.items()],
         "intervals": True,
         "measured_on": (
-            f"By `training/evaluate_captions.py` on `{setting['data']}`: {setting['num_images']} images with "
+            f"By `training/evaluate_captions.py` on `{setting['data']}`: "
+            f"{setting['num_images'] - report.get('num_unreadable', 0)} images with "
             f"{setting['num_references']} references, beams: {setting['num_beams']}, at most "
             f"{setting['max_new_tokens']} tokens{rule}. Tokens are those of the COCO caption evaluation; intervals "
             "are bootstrapped over images."

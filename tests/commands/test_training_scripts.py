@@ -92,7 +92,7 @@ def test_resumes_where_it_stopped(tmp_path):
 
 def test_trains_a_saved_captioner_further_with_its_vision_model_unfrozen(tmp_path):
     train.main(arguments(tmp_path / "first", freeze_vision=True, feature_cache=tmp_path / "cache", max_steps=2))
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     train.main(arguments(tmp_path / "second", model=tmp_path / "first", vision_learning_rate=0.01, max_steps=2))
     first, second = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("first", "second"))
     moved = [
@@ -108,7 +108,7 @@ def test_views_of_the_training_images(tmp_path):
     settings = dict(freeze_vision=True, max_steps=2, eval_strategy="no", save_strategy="no", flip=True)
     settings |= dict(smallest_crop=0.7, load_best_model_at_end=False)
     train.main(arguments(tmp_path / "cached", **settings, cached_crops=2, feature_cache=tmp_path / "cache"))
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4 + 1
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4 + 1
     train.main(arguments(tmp_path / "pixels", **settings))
     plain = {name: value for name, value in settings.items() if name not in ("flip", "smallest_crop")}
     train.main(arguments(tmp_path / "plain", **plain))

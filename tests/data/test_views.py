@@ -69,8 +69,9 @@ def test_the_views_of_the_cache_are_what_they_say(dataset, tmp_path, flip):
     assert len(list((tmp_path / "one").iterdir())) == len(views)
     for view in views:  # the same each time, whatever process reads the images
         cache_features(dataset, encoder, PROCESSOR, tmp_path / "two", num_workers=2, view=view)
-    for path in (tmp_path / "one").iterdir():
-        assert torch.equal(load_file(path)["features"], load_file(tmp_path / "two" / path.name)["features"])
+    for path in (tmp_path / "one").rglob("*.safetensors"):
+        again = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert torch.equal(load_file(path)["features"], load_file(again)["features"])
     drawn = OneOfViews(cached)
     assert len(drawn) == 6
     for row in range(6):

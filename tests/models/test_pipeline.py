@@ -3,7 +3,6 @@
 import io
 import math
 from base64 import b64encode
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,11 +84,11 @@ def test_a_url_is_read(additive, monkeypatch):
     image.save(file, "PNG")
     asked = {}
 
-    def get(url, timeout=None, **kwargs):
+    def download(url, timeout):
         asked.update(url=url, timeout=timeout)
-        return SimpleNamespace(content=file.getvalue())
+        return file.getvalue()
 
-    monkeypatch.setattr(image_processing_captioner, "get_session", lambda: SimpleNamespace(get=get))
+    monkeypatch.setattr(image_processing_captioner, "download", download)
     assert same(additive("https://example.org/a.png", timeout=3.0, **MAX), additive(image, **MAX))
     assert asked == {"url": "https://example.org/a.png", "timeout": 3.0}
 

@@ -1,0 +1,379 @@
+"""
+Images of every kind, through every program: a caption of the picture as a person sees it, or an error that names the
+file and takes no other image along.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from testing.tiny_models import tiny_model
+from testing.training import arguments
+from transformers import pipeline
+
+from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
+from hf_captioner.commands import evaluate, train
+from hf_captioner.commands.program import program
+from hf_captioner.data import load_captions
+from hf_captioner.errors import InputError
+from hf_captioner.metrics import DEFAULT_METRICS, CaptionMetrics
+from hf_captioner.metrics.clip import _open as opened_for_clip
+
+SIDE = 32
+WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def noise(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
+    return values.repeat(8, 0).repeat(8, 1)
+
+
+def saved(values: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 30,000 x 30,000 black pixels in a hundred kilobytes."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packer = zlib.compressobj(1)
+    body = b"".join(packer.compress(bytes(3751 * 1000)) for _ in range(30)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def good_files() -> dict[str, tuple[bytes, np.ndarray]]:
+    """name -> (content, what a person sees)"""
+    found = {}
+
+    def add(name: str, content: bytes, seen: np.ndarray | Image.Image) -> None:
+        found[name] = content, np.asarray(seen)
+
+    rgb, other = noise(), noise(seed=1)
+    grey, alpha = rgb[..., 0], other[..., 1]
+    as_rgb = np.repeat(grey[..., None], 3, -1)
+    over_white = Image.alpha_composite(
+        Image.new("RGBA", (56, 40), "white"), Image.fromarray(np.dstack([rgb, alpha]))
+    ).convert("RGB")
+    add("plain.png", saved(rgb), rgb)
+    add("grey16.png", saved(grey.astype(np.uint16) * 257), as_rgb)
+    add("deep32.tif", saved(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"), as_rgb)
+    add("float.tif", saved(Image.fromarray((grey / 255).astype(np.float32)), "TIFF"), as_rgb)
+    add("rgba.png", saved(np.dstack([rgb, alpha])), over_white)
+    add("hidden.png", saved(np.dstack([rgb, np.zeros_like(grey)])), np.full_like(rgb, 255))
+    add("hidden.webp", saved(np.dstack([rgb, np.zeros_like(grey)]), "WEBP", lossless=True), np.full_like(rgb, 255))
+    half = np.where(alpha > 127, 255, 0).astype(np.uint8)
+    grey_over = np.where(half[..., None] == 255, as_rgb, 255).astype(np.uint8)
+    add("grey_alpha.png", saved(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(half)])), grey_over)
+    palette = Image.fromarray(rgb).quantize(16)
+    holes = np.asarray(palette) == 3
+    add("palette.png", saved(palette), palette.convert("RGB"))
+    seen = np.where(holes[..., None], 255, np.asarray(palette.convert("RGB"))).astype(np.uint8)
+    add("see_through.png", saved(palette, transparency=3), seen)
+    cmyk = saved(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=95)
+    add("print.jpg", cmyk, Image.open(io.BytesIO(cmyk)).convert("RGB"))
+    one_bit = Image.fromarray(grey).convert("1")
+    add("one_bit.png", saved(one_bit), one_bit.convert("RGB"))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = saved(rgb, "JPEG", exif=exif, quality=95)
+        stored = Image.fromarray(np.asarray(Image.open(io.BytesIO(content))))
+        upright = stored.transpose(TURNS[orientation]) if orientation in TURNS else stored
+        add(f"turned{orientation}.jpg", content, upright)
+    frames = dict(save_all=True, append_images=[Image.fromarray(other).quantize(16)], duration=50)
+    add("moving.gif", saved(palette, "GIF", **frames), palette.convert("RGB"))
+    frames = dict(save_all=True, append_images=[Image.fromarray(other)], duration=50, lossless=True)
+    add("moving.webp", saved(rgb, "WEBP", **frames), rgb)
+    add("dot.png", saved(rgb[:1, :1]), rgb[:1, :1])
+    line = np.random.default_rng(2).integers(0, 256, (1, 10_000, 3)).astype(np.uint8)
+    add("line.png", saved(line), line)
+    add("column.png", saved(line.transpose(1, 0, 2)), line.transpose(1, 0, 2))
+    add("really_a_png.jpg", saved(rgb), rgb)
+    add("new\nline, \U0001f415 and \u05d0\u0301.png", saved(rgb), rgb)
+    return found
+
+
+def bad_files() -> dict[str, bytes]:
+    nan = np.full((8, 8), 0.5, np.float32)
+    nan[2, 3] = np.nan
+    photo = saved(noise(200, 200), "JPEG")
+    tiff = saved(noise(), "TIFF")
+    return {
+        "bomb.png": bomb(),
+        "nan.tif": saved(Image.fromarray(nan), "TIFF"),
+        "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>',
+        "words.jpg": b"these are words",
+        "empty.png": b"",
+        "cut.jpg": photo[: len(photo) // 2],
+        "cut.png": saved(noise())[:200],
+        "cut.tif": tiff[:40] + bytes(len(tiff) - 40),
+        "zeros.png": bytes(2000),
+        "phone.heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(500),
+        "head.webp": saved(noise(), "WEBP")[:30],
+        "broken\n\U0001f415.gif": saved(Image.fromarray(noise()).quantize(16), "GIF")[:50],
+    }
+
+
+GOOD, BAD = good_files(), bad_files()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, content in [*((name, content) for name, (content, _) in GOOD.items()), *BAD.items()]:
+        (tmp_path / "photos" / name).write_bytes(content)
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    captioner = tiny_model(attention="additive")
+    captioner.generation_config.update(max_new_tokens=8, num_beams=1)
+    captioner.save_pretrained(folder)
+    tokenizer = train_tokenizer([WORDS], vocab_size=40)
+    CaptionerProcessor(CaptionerImageProcessor(size={"height": SIDE, "width": SIDE}), tokenizer).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return pipeline("image-captioning", model=model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def expected(pipe) -> dict[str, dict]:
+    found = pipe([Image.fromarray(seen) for _, seen in GOOD.values()])
+    captions = {name: caption for name, (caption,) in zip(GOOD, found, strict=True)}
+    assert len({round(caption["score"], 6) for caption in captions.values()}) > 12, "the images must matter"
+    return captions
+
+
+def same(found: dict, expected: dict) -> bool:
+    return "error" not in found and found["score"] == pytest.approx(expected["score"], rel=2e-3)
+
+
+def interleaved() -> list[str]:
+    """Bad images among good ones, so that every batch has some of both."""
+    names, bad = list(GOOD), list(BAD)
+    for place, name in enumerate(bad):
+        names.insert(2 * place + 1, name)
+    return names
+
+
+def test_the_pipeline_leaves_out_what_cannot_be_read(folder, pipe, expected, faults):
+    names = interleaved()
+    found = pipe([str(folder / name) for name in names], batch_size=5, on_bad_image="skip")
+    assert len(found) == len(names)
+    captioned = {name for name, (row,) in zip(names, found, strict=True) if name in GOOD and same(row, expected[name])}
+    errors = {name: row["error"] for name, (row,) in zip(names, found, strict=True) if "error" in row}
+    named = {
+        name
+        for name, error in errors.items()
+        if repr(name)[1:-1] in error and f"`images[{names.index(name)}]`" in error
+    }
+    faults.count("bad images in the pipeline", len(BAD), len(named & {*BAD}), "an error with the name, no other lost")
+    faults.count("unusual images in the pipeline", len(GOOD), len(captioned), "the caption of what a person sees")
+    assert captioned == {*GOOD} and named == {*errors} == {*BAD}
+    assert all("\n" not in error and len(error) < 600 for error in errors.values())
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_pipeline_raises_a_value_error_with_the_name(folder, pipe, name):
+    for images, place in ((str(folder / name), ""), ([str(folder / "plain.png"), folder / name], "`images[1]`")):
+        with pytest.raises(ValueError) as raised:
+            pipe(images)
+        assert repr(name)[1:-1] in str(raised.value) and place in str(raised.value)
+
+
+def test_images_without_a_file_are_named_by_their_place(pipe, tmp_path):
+    good = Image.fromarray(noise())
+    cut = Image.open(io.BytesIO(BAD["cut.jpg"]))
+    nan = np.full((8, 8, 3), np.nan)
+    for bad in (cut, nan, np.zeros((0, 0, 3)), 7, None):
+        kind = TypeError if bad is None or isinstance(bad, int) else ValueError
+        with pytest.raises(kind, match=r"`images\[1\]` cannot be read: "):
+            pipe([good, bad, good], batch_size=3)
+        with pytest.raises(kind, match=r"`images\[1\]` cannot be read: "):
+            list(pipe(image for image in [good, bad, good]))
+        found = pipe([good, bad, good], batch_size=3, on_bad_image="skip")
+        assert found[0] == found[2] and "error" in found[1][0]
+    (tmp_path / "b.png").write_bytes(b"no")
+    (tmp_path / "a.png").write_bytes(saved(noise()))
+    paths = {"image": [str(tmp_path / "a.png"), str(tmp_path / "b.png")]}
+    rows = Dataset.from_dict(paths).cast_column("image", ImageFeature())
+    found = pipe(rows["image"], on_bad_image="skip")
+    assert "generated_text" in found[0][0] and "`images[1]`" in found[1][0]["error"]
+    with pytest.raises(ValueError, match="`on_bad_image` must be error or skip, got 'ignore'"):
+        pipe(good, on_bad_image="ignore")
+
+
+def test_a_long_text_is_not_echoed_whole(pipe):
+    for text in ("a" * 100_000, "http://[" + "a" * 100_000, "data:image/png;base64," + "A" * 100_000):
+        with pytest.raises(ValueError) as raised:
+            pipe([text])
+        assert len(str(raised.value)) < 600
+
+
+def test_boolean_arrays_are_black_and_white(pipe):
+    black = noise()[..., 0] > 127
+    expected = pipe(Image.fromarray(np.repeat((black * 255).astype(np.uint8)[..., None], 3, -1)))[0]
+    assert same(pipe(black)[0], expected)
+
+
+def test_captions_of_a_folder(folder, model, expected, faults):
+    inputs = [f"photos/{name}" for name in interleaved()]
+    with pytest.raises(SystemExit) as stopped:
+        program(["caption", *inputs, "--model", model, "--output", "out.jsonl", "--batch-size", "5"])
+    assert stopped.value.code == 1
+    found = {row["image"].removeprefix("photos/"): row for row in map(json.loads, open("out.jsonl"))}
+    captioned = {name for name in GOOD if same(found[name], expected[name])}
+    errors = {name for name, row in found.items() if "error" in row}
+    faults.count("bad images in `caption`", len(BAD), len(errors & {*BAD}), "a row with its error, no other lost")
+    faults.count("unusual images in `caption`", len(GOOD), len(captioned), "the caption of what a person sees")
+    assert captioned == {*GOOD} and errors == {*BAD}
+
+
+def write_table(folder: Path, names: list[str]) -> str:
+    with open(folder / "table.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        writer.writerows([name, f"a dog number {place}"] for place, name in enumerate(names))
+    return str(folder / "table.csv")
+
+
+def measured(output: Path) -> tuple[list, list, dict]:
+    errors = json.loads((output / "errors.json").read_text()) if (output / "errors.json").exists() else []
+    return (
+        json.loads((output / "captions.json").read_text()),
+        errors,
+        json.loads((output / "metrics.json").read_text()),
+    )
+
+
+def test_evaluation_goes_on_after_a_bad_image(folder, model, expected, tmp_path, capsys, faults):
+    names = interleaved()
+    command = ["--model", model, "--data", write_table(folder, names), "--output_dir", str(tmp_path / "out")]
+    command += ["--batch_size", "5", "--metrics", *DEFAULT_METRICS]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(command)
+    assert stopped.value.code == 1
+    captions, errors, report = measured(tmp_path / "out")
+    by_name = {names[row["image_id"]]: row["caption"] for row in captions}
+    reasons = {names[row["image_id"]]: row["error"] for row in errors}
+    right = {name for name, text in by_name.items() if text == expected[name]["generated_text"]}
+    named = {name for name, error in reasons.items() if repr(name)[1:-1] in error}
+    faults.count("bad images in `evaluate`", len(BAD), len(named & {*BAD}), "in errors.json, metrics over the rest")
+    faults.count("unusual images in `evaluate`", len(GOOD), len(right), "the caption of what a person sees")
+    assert right == {*GOOD} and named == {*reasons} == {*BAD}
+    assert report["num_unreadable"] == len(BAD) and report["setting"]["num_images"] == len(names)
+    texts, references = [], []
+    for row in captions:
+        texts.append(row["caption"])
+        references.append([f"a dog number {row['image_id']}"])
+    assert report["metrics"] == CaptionMetrics().compute(predictions=texts, references=references)
+    said = capsys.readouterr().err
+    assert f"{len(BAD)} of {len(names)} images could not be read" in said and f"over the other {len(GOOD)}" in said
+    # mended, the same command captions what is missing and nothing else
+    for name in BAD:
+        (folder / name).write_bytes(GOOD["plain.png"][0])
+    evaluate.main(command)
+    again, errors, report = measured(tmp_path / "out")
+    assert [row["image_id"] for row in again] == list(range(len(names))) and errors == []
+    assert report["num_unreadable"] == 0
+    assert [row for row in again if names[row["image_id"]] in GOOD] == captions
+
+
+def test_evaluation_of_nothing_that_can_be_read(folder, model, tmp_path):
+    command = ["--model", model, "--data", write_table(folder, list(BAD)), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="`data` must have an image that can be read, got none"):
+        evaluate.main([*command, "--metrics", "bleu_1"])
+
+
+def test_training_leaves_out_what_cannot_be_read_and_says_so(folder, tmp_path, capsys, faults):
+    names = interleaved()
+    (folder / "gone.png").unlink(missing_ok=True)
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(GOOD["plain.png"][0])
+    os.symlink(outside, folder / "link.png")
+    table = write_table(folder, [*names, "gone.png", "link.png", "../outside.png"])
+    settings = dict(max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, num_samples=30)
+    settings |= dict(train_data=table, eval_data=table, per_device_train_batch_size=4)
+    command = arguments(tmp_path / "out", **settings)
+    with pytest.raises(InputError, match=r"`image\[\d+\]` of .*table.csv must "):
+        train.main([*command, "--check_images", "true"])
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    train.main([*command, "--on-bad-image", "skip"])
+    said = capsys.readouterr().out
+    count = len(BAD) + 3
+    assert f"\n{2 * count} images were left out:\n" in said
+    named = {name for name in [*BAD, "gone.png", "link.png", "../outside.png"] if repr(name)[1:-1] in said}
+    faults.count("bad images in training", count, len(named), "left out with `--on_bad_image skip`, and named")
+    assert len(named) == count and (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(InputError, match="`on_bad_image` must be error or skip, got 'ignore'"):
+        train.main([*command, "--on_bad_image", "ignore"])
+
+
+def test_an_image_that_was_not_checked_is_named_when_it_is_read(folder):
+    """As in the middle of a training with `check_images` off."""
+    rows = load_captions(write_table(folder, ["plain.png", "cut.jpg", "nan.tif"]), check_images=False)
+    assert rows[0]["image"].size == (56, 40)
+    for place, name in ((1, "cut.jpg"), (2, "nan.tif")):
+        with pytest.raises(InputError, match=f"`image` must be an image that can be read, got '.*{name}'"):
+            rows[place]
+    Dataset.from_dict({"image": [BAD["cut.png"]], "caption": ["a"]}).to_parquet(folder / "t.parquet")
+    rows = load_captions(str(folder / "t.parquet"), check_images=False)
+    with pytest.raises(InputError, match="`image` must be an image that can be read, got 200 bytes"):
+        rows[0]
+
+
+def test_clip_sees_what_captioners_see(folder):
+    for name, (_, seen) in GOOD.items():
+        if name in ("grey16.png", "deep32.tif", "float.tif"):
+            with pytest.raises(ValueError, match=rf"images\[7\] '.*{name}' must .*8 bits a channel"):
+                opened_for_clip(folder / name, 7)
+        else:
+            assert np.abs(np.asarray(opened_for_clip(folder / name, 0)).astype(int) - seen).max() <= 1, name
+    for name in set(BAD) - {"nan.tif"}:
+        with pytest.raises(ValueError, match=re.escape(f"images[3] {str(folder / name)!r}")):
+            opened_for_clip(folder / name, 3)
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_read(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.png").write_bytes(saved(noise()))
+    (tmp_path / "data" / "a.png").write_bytes(saved(noise()))
+    os.symlink("a.png", tmp_path / "data" / "inside.png")
+    os.symlink(tmp_path / "secret.png", tmp_path / "data" / "out.png")
+    os.symlink("nowhere.png", tmp_path / "data" / "dangling.png")
+    assert len(load_captions(write_table(tmp_path / "data", ["inside.png"]))) == 1
+    for name, message in (("out.png", "must lie inside"), ("dangling.png", "must be a file in")):
+        with pytest.raises(InputError, match=f"{message}.*{name}"):
+            load_captions(write_table(tmp_path / "data", [name]))
