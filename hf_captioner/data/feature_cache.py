@@ -53,6 +53,8 @@ class FeatureDataset(Dataset):
 def _fingerprint(dataset, vision_encoder, image_processor, view) -> str:
     """A hash of the weights, the preprocessing, the view and the images: if one of them changes, so does it."""
     digest = hashlib.sha256(f"features and grid of {vision_encoder.layer}".encode())
+    if vision_encoder.num_prefix_regions:
+        digest.update(f"behind {vision_encoder.num_prefix_regions} prefix tokens".encode())
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -41,6 +41,10 @@ class CaptionerConfig(PreTrainedConfig):
         vision_feature_layer (`int` or `list[int]`, *optional*):
             Index of the vision model's `hidden_states` that become the regions, as in LLaVA; of several the channels
             stand side by side, on one grid. Defaults to its `last_hidden_state`.
+        keep_prefix_tokens (`bool`, defaults to `False`):
+            Whether the class, distillation and register tokens of a vision Transformer are regions, too, in front of
+            its patches. They have no place in the image, so attention maps leave out the attention that they get. As
+            in transformers' `VisionEncoderDecoderModel`, whose decoders attend to them.
         vocab_size (`int`, defaults to 10000): Number of tokens.
         hidden_size (`int`, defaults to 512): Width of the decoder and of the word embeddings.
         dropout (`float`, defaults to 0.1): Probability of dropping a unit.
@@ -66,6 +70,7 @@ class CaptionerConfig(PreTrainedConfig):
 
     vision_config: dict | PreTrainedConfig | None = None
     vision_feature_layer: int | list[int] | None = None
+    keep_prefix_tokens: bool = False
     vocab_size: int = 10000
     hidden_size: int = 512
     dropout: float | int = 0.1

@@ -78,7 +78,8 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
 
         Returns:
             (N, tokens, h, w): weights over the grid for every generated token of every returned sequence, EOS
-            included, zero after EOS.
+            included, zero after EOS. They sum to 1, or to less where prefix tokens (`keep_prefix_tokens`), which have
+            no place in the grid, get a part of the attention.
 
         Raises:
             ValueError: if there are no attentions in `outputs`, the grid is not known, or it does not have as many
@@ -91,7 +92,8 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
                 "`outputs` must come from generate(output_attentions=True, return_dict_in_generate=True)"
                 f"{why}, got no cross_attentions"
             )
-        num_regions = cross_attentions[0][layer].shape[-1]
+        prefix = self.vision_encoder.num_prefix_regions
+        num_regions = cross_attentions[0][layer].shape[-1] - prefix
         if grid is None:
             grid = getattr(outputs, "grid", None)
         if grid is None:
@@ -114,8 +116,8 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
             rows = beam_indices[:, :steps].clamp(min=0)
         maps = []
         for step in range(steps):
-            weights = cross_attentions[step][layer][rows[:, step], :, -1]  # (N, heads, L)
+            weights = cross_attentions[step][layer][rows[:, step], :, -1, prefix:]  # (N, heads, h * w)
             maps.append(weights.mean(1) if head is None else weights[:, head])
-        maps = torch.stack(maps, dim=1)  # (N, tokens, L)
+        maps = torch.stack(maps, dim=1)  # (N, tokens, h * w)
         after = self.ends_before(generated[:, :steps]).to(maps.device)
         return maps.masked_fill(after[..., None], 0).unflatten(-1, tuple(grid))

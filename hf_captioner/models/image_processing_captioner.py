@@ -111,7 +111,7 @@ class CaptionerImageProcessor(ImageProcessorBackend):
         )
 
     @classmethod
-    def from_vision_pretrained(cls, path_or_name: str, **kwargs) -> "CaptionerImageProcessor":
+    def from_vision_pretrained(cls, path_or_name: str, keep_crop: bool = False, **kwargs) -> "CaptionerImageProcessor":
         """
         A processor with the input size, mean, standard deviation, rescaling and resampling of a pretrained vision
         model.
@@ -121,6 +121,8 @@ class CaptionerImageProcessor(ImageProcessorBackend):
 
         Args:
             path_or_name: a local folder or a Hub repository with a `preprocessor_config.json`.
+            keep_crop: whether to cut out the centre where that processor does, as a decoder that was trained on such
+                images needs it. By default the whole image becomes what would be cut out.
             **kwargs: settings that replace the copied ones.
 
         Raises:
@@ -145,7 +147,11 @@ class CaptionerImageProcessor(ImageProcessorBackend):
         names = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "resample")
         copied = {name: setting(name) for name in names if setting(name) is not None}
         copied |= _folded_normalization(cls, copied, setting("rescale_offset"), setting("include_top"))
-        size = setting("crop_size") if setting("do_center_crop") else setting("size") or cls.size
+        crops, size = setting("do_center_crop"), setting("size") or cls.size
+        if crops and keep_crop:
+            copied |= {"do_center_crop": True, "crop_size": _square(setting("crop_size"), path_or_name)}
+        elif crops:
+            size = setting("crop_size")
         return cls(**{"size": _square(size, path_or_name), **copied, **kwargs})
 
 

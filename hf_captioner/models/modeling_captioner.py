@@ -272,7 +272,8 @@ class CaptionerForConditionalGeneration(
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
-        Shifts labels one position to the right: start token first, last label dropped, -100 replaced by padding.
+        Shifts labels one position to the right: start token first, last label dropped, -100 replaced by padding (by
+        the start token in a model that has none: what stands behind a caption has no effect on it).
 
         Args:
             labels: (N, T) or (B, k, T).
@@ -281,8 +282,9 @@ class CaptionerForConditionalGeneration(
             decoder_input_ids of the same shape.
         """
         shifted = labels.roll(1, dims=-1)
-        shifted[..., 0] = self.config.decoder_start_token_id
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+        start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
+        shifted[..., 0] = start
+        return shifted.masked_fill(shifted == -100, start if padding is None else padding)
 
     @can_return_tuple
     def forward(
@@ -312,8 +314,9 @@ class CaptionerForConditionalGeneration(
             labels: (B, k, T) or (B * k, T): tokens and EOS, -100 at padding. An image with fewer captions than others
                 has rows of -100.
             image_features: (B, L, D), the vision model's raw regions, in place of `pixel_values`.
-            grid: rows and columns (h, w) of `image_features`, L = h * w, or (B, 2) with the same in every row. Encoder
-                layers need it for their positions; there a square is the default.
+            grid: rows and columns (h, w) of `image_features`, L = h * w and the prefix tokens that are kept, or
+                (B, 2) with the same in every row. Encoder layers need it for their positions; there a square is the
+                default.
             encoder_outputs: what `get_encoder()` returned, in place of all of these.
             decoder_attention_mask: (N, S), where S includes the cached tokens: 0 for padding on the left, 1
                 otherwise.

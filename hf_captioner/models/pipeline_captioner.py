@@ -163,9 +163,8 @@ class ImageCaptioningPipeline(Pipeline):
         if search_scores is not None:
             outputs["search_scores"] = search_scores
         if attention:
-            outputs["attention"] = (
-                reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, encoder_outputs.grid)
-            )
+            weights = reading.cross_attentions[-1].mean(1)[:, -length:, model.vision_encoder.num_prefix_regions :]
+            outputs["attention"] = weights.unflatten(-1, encoder_outputs.grid)
         return {name: tensor.unflatten(0, (len(pixels), -1)) for name, tensor in outputs.items()}  # (B, k, ...)
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
