@@ -5,6 +5,15 @@ from transformers.utils import ModelOutput
 
 from .compat import RowsPerImageGenerationMixin
 
+# What `generate()` may be asked for. Captions are sentences, of which the best comes from ten beams or fewer; risk
+# minimisation draws some hundred samples. A thousand beams take about a thousand times the memory of one.
+GENERATION_BOUNDS = {
+    "num_beams": (1, 1000),
+    "num_return_sequences": (1, 10_000),
+    "max_new_tokens": (0, 10_000),
+    "max_length": (1, 10_000),
+}
+
 
 class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
     """
@@ -33,11 +42,16 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
             inputs: images (B, C, H, W), which may also be given as `pixel_values`.
             *args, **kwargs: as for transformers' `generate()`; `image_features` and `grid` as for `forward`.
 
+        Raises:
+            ValueError: if a number of beams, sequences or tokens is beyond `GENERATION_BOUNDS`: time and memory grow
+                with each, and a folder's own settings may ask for any.
+
         Returns:
             as in transformers, token ids (N, T) or a `ModelOutput`. The latter also has `grid`, the rows and columns
             of the regions, which [`attention_maps`] reads, or `None` if it is not known. Attentions that the model
             does not have are `None` and not a tuple of `None` per step.
         """
+        self._check_generation_sizes(kwargs)
         encoder_outputs = kwargs.pop("encoder_outputs", None)
         if encoder_outputs is None:
             if inputs is not None and kwargs.get("pixel_values") is not None:
@@ -63,6 +77,17 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
                 if steps is not None and all(step is None or all(layer is None for layer in step) for step in steps):
                     setattr(outputs, name, None)
         return outputs
+
+    def _check_generation_sizes(self, options: dict) -> None:
+        settings = [options, options.get("generation_config"), self.generation_config]
+        for name, (smallest, largest) in GENERATION_BOUNDS.items():
+            for source in settings:
+                value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+                    raise ValueError(f"`{name}` must be a whole number from {smallest} to {largest}, got {value!r}")
+                break
 
     def attention_maps(
         self, outputs: ModelOutput, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None

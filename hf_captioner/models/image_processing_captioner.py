@@ -1,6 +1,7 @@
 """Turns images into `pixel_values`, identically in training and in inference."""
 
 import base64
+import math
 import os
 from io import BytesIO
 from typing import Any
@@ -18,6 +19,7 @@ from transformers.image_utils import (
 )
 from transformers.utils import is_torchvision_available
 
+from .bounds_captioner import MAX_SIDE, check_number
 from .image_reading import to_rgb
 
 if is_torchvision_available():
@@ -83,6 +85,17 @@ class CaptionerImageProcessor(ImageProcessorBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def __init__(self, **kwargs):
+        """
+        Raises:
+            ValueError: if a setting has a wrong type, a deviation is not positive, or a side is beyond 8192 pixels.
+        """
+        try:
+            super().__init__(**kwargs)
+            _check_settings(self)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"the image processor's settings must be what transformers takes: {error}") from error
 
     def fetch_images(self, images: Any) -> Any:
         """Paths, URLs and base64 text become images, a grey array (H, W) gets its channel."""
@@ -153,6 +166,24 @@ class CaptionerImageProcessor(ImageProcessorBackend):
         elif crops:
             size = setting("crop_size")
         return cls(**{"size": _square(size, path_or_name), **copied, **kwargs})
+
+
+def _check_settings(processor: CaptionerImageProcessor) -> None:
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name)
+        numbers = values if isinstance(values, (list, tuple)) else [values]
+        if values is None:
+            continue
+        for value in numbers:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (name == "image_std" and value <= 0):
+                rule = "positive numbers" if name == "image_std" else "numbers"
+                raise ValueError(f"`{name}` must be {rule}, one a channel, got {values!r}")
+    for name in ("size", "crop_size"):
+        for side, pixels in dict(getattr(processor, name, None) or {}).items():
+            if pixels is not None and (not isinstance(pixels, int) or not 1 <= pixels <= MAX_SIDE):
+                raise ValueError(f"`{name}` must have sides of 1 to {MAX_SIDE} pixels, got {side}: {pixels!r}")
+    check_number("rescale_factor", processor.rescale_factor, MAX_SIDE, -MAX_SIDE)
 
 
 def _source_class(theirs: dict) -> type | None:

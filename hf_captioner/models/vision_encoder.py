@@ -95,8 +95,19 @@ def probe_layout(config: PreTrainedConfig, layer: int | list[int] | None = None)
         layer: which of its hidden states are the regions; its `last_hidden_state` if `None`.
 
     Raises:
-        ValueError: if the model does not return feature maps or a grid of tokens, or has no such layer.
+        ValueError: if the model can't be built, does not return feature maps or a grid of tokens, or has no such
+            layer.
     """
+    try:
+        return _probe(config, layer)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        # Sizes that do not fit together, as transformers and torch say it.
+        raise ValueError(
+            f"`vision_config` of type {config.model_type!r} must describe a model that can be built and run: {error}"
+        ) from error
+
+
+def _probe(config: PreTrainedConfig, layer: int | list[int] | None) -> VisionLayout:
     config = copy.deepcopy(config)
     use_eager_attention(config)
     height, width = _pair(getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
