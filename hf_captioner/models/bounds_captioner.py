@@ -54,7 +54,7 @@ def check_vision_settings(settings: dict[str, Any], name: str = "vision_config")
     """
     Bounds every number of a vision model's configuration, whatever it is called there: names that end in "layers",
     "depths", "blocks" or "repeats" count layers, of which a list adds up, and EfficientNet's "depth_coefficient"
-    multiplies them; image sizes are sides; all else is a width or less.
+    multiplies its repeats; image sizes are sides; all else is a width or less.
 
     Args:
         settings: of the vision model, as its `config.json` has them.
@@ -63,7 +63,7 @@ def check_vision_settings(settings: dict[str, Any], name: str = "vision_config")
     Raises:
         ValueError: if a number is beyond its bound, or the settings are nested or long beyond all use.
     """
-    depth, scale = 0.0, 1.0
+    repeats, scale = 0.0, 1.0
     for field, values in settings.items():
         path = f"{name}.{field}"
         if field in _LABELS:
@@ -82,11 +82,11 @@ def check_vision_settings(settings: dict[str, Any], name: str = "vision_config")
                 check_number(path, number, largest, smallest)
             if _DEPTH.search(field):
                 check_number(path, sum(numbers), MAX_LAYERS)
-                depth = max(depth, sum(numbers))
+                repeats = sum(numbers) if field.endswith("repeats") else repeats
             elif field == "depth_coefficient":
                 scale = max(1.0, *numbers)
-    if depth * scale > MAX_LAYERS:
-        raise ValueError(f"`{name}` must have at most {MAX_LAYERS} layers, got {depth:g} times {scale:g}")
+    if repeats * scale > MAX_LAYERS:
+        raise ValueError(f"`{name}` must have at most {MAX_LAYERS} layers, got {repeats:g} times {scale:g}")
 
 
 def _numbers(values: Any, path: str, deep: int = 0) -> Iterator[float]:
