@@ -4,8 +4,14 @@ import os
 import sys
 from collections.abc import Callable
 
+from huggingface_hub.errors import StrictDataclassError
+
 from ..errors import InputError
 from ..files import why_not_written
+
+# What reading a captioner's folder may raise: transformers trips over files of wrong types before our classes see
+# them.
+FOLDER_ERRORS = (AttributeError, LookupError, OSError, StrictDataclassError, TypeError, ValueError)
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:

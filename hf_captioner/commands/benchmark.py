@@ -3,12 +3,15 @@ Against transformers' own `VisionEncoderDecoderModel`, of the same sizes: a trai
 
     hf-captioner benchmark
     hf-captioner benchmark --rows 128 --training_rows 64 --device cuda
+    hf-captioner benchmark --decoder gpt2 --hidden_size 768 --layers 12 --heads 12 --intermediate_size 3072 --rows 4
 
 In a clone `python training/benchmark.py` is the same.
 
 Both have a ViT and a decoder of the same width, heads and feed-forward width: ours is a Transformer captioner without
-encoder layers, theirs a ViT with a BERT decoder. Generation starts from what the ViT said, from which both have the
-regions' keys and values yet to make; or, where it says so, from `get_encoder()`'s output, which in ours has them.
+encoder layers, theirs a ViT with a BERT decoder. With a GPT-2 decoder ours is what `hf-captioner convert` makes of
+theirs, the same weights, so their captions are compared, too. Generation starts from what the ViT said, from which
+both have the regions' keys and values yet to make; or, where it says so, from `get_encoder()`'s output, which in ours
+has them.
 Captions are of a fixed length. The two take turns in every round, and medians over the rounds are printed. Generation
 comes first, as in a process that only captions: training leaves memory behind that is used again without being asked
 of the system, which makes the copies of their beam search cheaper.
@@ -19,12 +22,22 @@ import json
 import statistics
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from transformers import BertConfig, BertLMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from .. import TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration
+from ..sharing import convert_model
 from . import run
 from .parsing import CommandParser
 
@@ -33,6 +46,7 @@ from .parsing import CommandParser
 class Arguments:
     """Sizes of both models and of the work."""
 
+    decoder: Literal["bert", "gpt2"] = field(default="bert", metadata={"help": "type of their decoder"})
     rows: int = field(default=32, metadata={"help": "images to caption at once"})
     training_rows: int = field(default=8, metadata={"help": "images of a training step"})
     captions: int = field(default=5, metadata={"help": "captions of an image in a training step"})
@@ -74,6 +88,37 @@ def build(args: Arguments) -> dict[str, torch.nn.Module]:
         intermediate_size=args.intermediate_size,
     )
     vision = ViTConfig(**shape, image_size=args.image_size, patch_size=16)
+    models = (converted if args.decoder == "gpt2" else of_equal_sizes)(args, shape, vision)
+    for model in models.values():
+        model.generation_config.eos_token_id = None
+    return {name: model.to(args.device) for name, model in models.items()}
+
+
+def converted(args: Arguments, shape: dict[str, int], vision: ViTConfig) -> dict[str, torch.nn.Module]:
+    """A ViT with a GPT-2 decoder, and what is made of it."""
+    text = GPT2Config(
+        vocab_size=args.vocab_size,
+        n_embd=shape["hidden_size"],
+        n_layer=shape["num_hidden_layers"],
+        n_head=shape["num_attention_heads"],
+        n_inner=shape["intermediate_size"],
+        is_decoder=True,
+        add_cross_attention=True,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=1,
+    )
+    theirs = VisionEncoderDecoderModel(
+        encoder=ViTModel(vision, add_pooling_layer=False), decoder=GPT2LMHeadModel(text)
+    )
+    theirs.config.decoder_start_token_id = 2
+    theirs.config.pad_token_id = theirs.generation_config.pad_token_id = 1
+    theirs.generation_config.decoder_start_token_id = 2
+    return {"ours": convert_model(theirs), "VisionEncoderDecoderModel": theirs}
+
+
+def of_equal_sizes(args: Arguments, shape: dict[str, int], vision: ViTConfig) -> dict[str, torch.nn.Module]:
+    """A ViT with a BERT decoder, and a Transformer captioner of its sizes."""
     ours = TransformerCaptionerForConditionalGeneration(
         TransformerCaptionerConfig(
             vision_config=vision,
@@ -92,10 +137,7 @@ def build(args: Arguments) -> dict[str, torch.nn.Module]:
     theirs.config.decoder_start_token_id = 2
     theirs.config.pad_token_id = theirs.generation_config.pad_token_id = 1
     theirs.generation_config.decoder_start_token_id = 2
-    models = {"ours": ours, "VisionEncoderDecoderModel": theirs}
-    for model in models.values():
-        model.generation_config.eos_token_id = None
-    return {name: model.to(args.device) for name, model in models.items()}
+    return {"ours": ours, "VisionEncoderDecoderModel": theirs}
 
 
 def train_step(model, optimizer, pixels: torch.Tensor, labels: torch.Tensor) -> None:
@@ -117,17 +159,21 @@ def encode(model, features: torch.Tensor):
 
 
 @torch.no_grad()
-def caption(model, encoder_outputs, tokens: int, num_beams: int) -> None:
-    """Captions of B images from `get_encoder()`'s output."""
+def caption(model, encoder_outputs, tokens: int, num_beams: int) -> torch.Tensor:
+    """Captions (B, 1 + T) of B images from `get_encoder()`'s output."""
     model.eval()
     images = len(encoder_outputs.last_hidden_state)
     settings = dict(max_new_tokens=tokens, min_new_tokens=tokens, num_beams=num_beams, do_sample=False)
     sequences = model.generate(encoder_outputs=copy.copy(encoder_outputs), **settings)
     assert sequences.shape == (images, 1 + tokens), sequences.shape
+    return sequences
 
 
-def measure(args: Arguments) -> dict[str, dict[str, list[float]]]:
-    """Of both models, the seconds of every round, for each kind of work."""
+def measure(args: Arguments) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
+    """
+    Of both models, the seconds of every round, for each kind of work; and, where they have the same weights, to how
+    many images they give the same caption.
+    """
     torch.manual_seed(0)
     models = build(args)
     pixels = torch.randn(args.training_rows, 3, args.image_size, args.image_size, device=args.device)
@@ -150,7 +196,14 @@ def measure(args: Arguments) -> dict[str, dict[str, list[float]]]:
             models[name], optimizers[name], pixels, labels
         ),
     }
-    seconds = {work: {name: [] for name in models} for work in works}
+    seconds: dict[str, dict[str, list[float]]] = {work: {name: [] for name in models} for work in works}
+    same = {}
+    if args.decoder == "gpt2":
+        for num_beams in (1, args.beams):
+            ours, theirs = (
+                caption(models[name], encode(models[name], features), args.tokens, num_beams) for name in models
+            )
+            same["greedy" if num_beams == 1 else f"beam {num_beams}"] = int((ours == theirs).all(dim=1).sum())
     for work, run_once in works.items():
         for round_ in range(args.rounds + 1):
             for name in models:
@@ -160,7 +213,7 @@ def measure(args: Arguments) -> dict[str, dict[str, list[float]]]:
                     torch.accelerator.synchronize()
                 if round_:  # the first warms up
                     seconds[work][name].append(time.perf_counter() - start)
-    return seconds
+    return seconds, same
 
 
 def table(args: Arguments, seconds: dict[str, dict[str, list[float]]]) -> str:
@@ -184,13 +237,15 @@ def main(argv: list[str] | None = None) -> None:
             setattr(args, name, value)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    seconds = measure(args)
+    seconds, same = measure(args)
     print(
         f"{args.layers} layers, width {args.hidden_size}, {1 + (args.image_size // 16) ** 2} regions, "
         f"{args.rows} images ({args.training_rows} in training), {args.tokens} tokens, {args.rounds} rounds, "
         f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
     print(table(args, seconds))
+    for work, count in same.items():
+        print(f"\nThe same caption, {work}: {count} of {args.rows} images.")
     if args.output is not None:
         with open(args.output, "w") as file:
             json.dump(seconds, file, indent=2)

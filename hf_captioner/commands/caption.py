@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers import pipeline
 from transformers.utils.logging import disable_progress_bar
@@ -22,9 +21,12 @@ from ..data.caption_store import CaptionStore, Existing
 from ..data.image_files import ImageFile, ImageFiles, read_ahead
 from ..decoding import word_probabilities
 from ..errors import InputError, brief
+from ..models.generation_captioner import GENERATION_BOUNDS
 from ..models.pipeline_captioner import TASK, needs_images
+from . import FOLDER_ERRORS
 from .decoding_options import DecodingArguments, with_decoding
 
+MAX_BEAMS = GENERATION_BOUNDS["num_beams"][1]
 THREADS = min(16, 2 * (os.cpu_count() or 1))  # that read images
 
 
@@ -68,7 +70,7 @@ def caption(
         Existing, Option(help="What to do with an image that has a caption in the output or beside it.")
     ] = Existing.skip,
     num_beams: Annotated[
-        int | None, Option(min=1, help="Beams of the search, by default the captioner's own.")
+        int | None, Option(min=1, max=MAX_BEAMS, help="Beams of the search, by default the captioner's own.")
     ] = None,
     batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 16,
     prompt: Annotated[str, Option(help="Text that every caption begins with.")] = "",
@@ -191,7 +193,7 @@ class Captioner:
         disable_progress_bar()  # of weights being loaded; there is one of images
         try:
             self.pipeline = pipeline(TASK, model=settings.model)
-        except (OSError, ValueError, StrictDataclassError) as error:
+        except FOLDER_ERRORS as error:
             reason = brief(error).split(" See the original errors")[0]  # behind it is a traceback
             raise InputError(
                 f"`--model` must be the folder or Hub name of a captioner, got {settings.model!r}: {reason}"

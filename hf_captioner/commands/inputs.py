@@ -16,6 +16,7 @@ from ..data import load_captions
 from ..data.sources import FORMAT_NAMES
 from ..errors import InputError, brief
 from ..models.configuration_captioner import did_you_mean
+from . import FOLDER_ERRORS
 
 
 @dataclass(kw_only=True)
@@ -73,7 +74,7 @@ def read_captioner(
     Raises:
         InputError: if there is none, or it cannot have such fields.
     """
-    with refusing(OSError, ValueError, what=f"`model` must be a captioner's folder or Hub name, got {path_or_name}: "):
+    with refusing(*FOLDER_ERRORS, what=f"`model` must be a captioner's folder or Hub name, got {path_or_name}: "):
         if not fields:
             model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=torch.float32)
             return model, CaptionerProcessor.from_pretrained(path_or_name)

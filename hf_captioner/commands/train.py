@@ -121,6 +121,8 @@ def check_agreement(config, tokenizer) -> None:
         "eos_token_id": (config.eos_token_id, tokenizer.eos_token_id),
         "decoder_start_token_id": (config.decoder_start_token_id, tokenizer.bos_token_id),
     }
+    if config.pad_token_id is None:  # it never reads what the tokenizer fills up with
+        pairs.pop("pad_token_id")
     for name, (ours, theirs) in pairs.items():
         if theirs not in (ours if isinstance(ours, list) else [ours]):
             raise InputError(f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}")

@@ -9,9 +9,12 @@ import copy
 import inspect
 
 import torch
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from .attention import rows_per_image
+
+# So many weights may be missing whatever the rest is: a new output layer for a small captioner's words, say.
+_FEW = 2**24
 
 
 def use_eager_attention(config: PreTrainedConfig) -> None:
@@ -27,6 +30,26 @@ def with_eager_masks(config: PreTrainedConfig) -> PreTrainedConfig:
     config = copy.copy(config)
     config._attn_implementation_internal = "eager"
     return config
+
+
+class WholeWeightsMixin(PreTrainedModel):
+    """
+    A `PreTrainedModel` that refuses a folder whose configuration describes far more weights than it has, before memory
+    is taken for those that are missing. By way of a private method of `PreTrainedModel`, which makes them.
+    """
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
+        everything = self.state_dict()
+        sizes = {name: everything[name].numel() for name in missing_keys if name in everything}
+        missing = sum(sizes.values())
+        present = sum(tensor.numel() for tensor in everything.values()) - missing
+        if missing > max(present, _FEW):
+            largest = max(sizes, key=sizes.__getitem__)
+            raise ValueError(
+                f"the weights must be those that the configuration describes, got {present:,} numbers of "
+                f"{present + missing:,}; `{largest}` of shape {tuple(everything[largest].shape)} is missing"
+            )
+        return super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
 
 
 def _are_copies(rows: torch.Tensor, copies: int) -> bool:

@@ -1,12 +1,33 @@
 """What the configurations of both captioner families share."""
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .bounds_captioner import MAX_LABELS, MAX_VOCABULARY, MAX_WIDTH, check_size, check_vision_settings
+
+# What transformers and Python raise for a value that they do not expect; a configuration has one error for all.
+_SURPRISES = (ArithmeticError, AttributeError, LookupError, RecursionError, StrictDataclassError, TypeError)
+# Of fields that transformers takes although they are none of ours: what they may be. It reads the others as
+# configurations of further models.
+_KINDS = {
+    "_attn_implementation": (str, dict),
+    "attn_implementation": (str, dict),
+    "num_labels": (int,),
+    "per_layer_config": (dict,),
+    "quantization_config": (dict, QuantizationConfigMixin),
+}
+_OTHER_CONFIGS = ("decoder", "generator", "text_config")
+# "file.Class", behind the repository that has the file where it is another: what `auto_map` may name.
+_CODE = re.compile(r"([\w.-]+(/[\w.-]+)?--)?[A-Za-z_]\w*\.[A-Za-z_]\w*")
 # Keyword arguments that transformers passes to a configuration although they are not fields of it.
 _COMMON_KWARGS = {
     "attn_implementation",
@@ -41,6 +62,10 @@ class CaptionerConfig(PreTrainedConfig):
         vision_feature_layer (`int` or `list[int]`, *optional*):
             Index of the vision model's `hidden_states` that become the regions, as in LLaVA; of several the channels
             stand side by side, on one grid. Defaults to its `last_hidden_state`.
+        keep_prefix_tokens (`bool`, defaults to `False`):
+            Whether the class, distillation and register tokens of a vision Transformer are regions, too, in front of
+            its patches. They have no place in the image, so attention maps leave out the attention that they get. As
+            in transformers' `VisionEncoderDecoderModel`, whose decoders attend to them.
         vocab_size (`int`, defaults to 10000): Number of tokens.
         hidden_size (`int`, defaults to 512): Width of the decoder and of the word embeddings.
         dropout (`float`, defaults to 0.1): Probability of dropping a unit.
@@ -57,8 +82,11 @@ class CaptionerConfig(PreTrainedConfig):
             Score below which a caption should rather not be shown.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule.
-        `ValueError`: if a name is not a field.
+        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule; a `ValueError` of
+            the same message where the configuration is read from a file.
+        `ValueError`: if a name is not a field, or `vision_config` or a field that all models have can't be read.
+
+    Sizes are bounded, generously; `bounds_captioner.py` says how and why.
     """
 
     sub_configs = {"vision_config": AutoConfig}
@@ -66,6 +94,7 @@ class CaptionerConfig(PreTrainedConfig):
 
     vision_config: dict | PreTrainedConfig | None = None
     vision_feature_layer: int | list[int] | None = None
+    keep_prefix_tokens: bool = False
     vocab_size: int = 10000
     hidden_size: int = 512
     dropout: float | int = 0.1
@@ -90,22 +119,40 @@ class CaptionerConfig(PreTrainedConfig):
         # fields. A configuration read from a file may have fields that another version wrote.
         if not self.comes_from_file:
             self._refuse_unknown(kwargs)
+        self._refuse_odd(kwargs)
         if self.vision_config is None:
             self.vision_config = CONFIG_MAPPING["resnet"]()
         elif isinstance(self.vision_config, dict):
             settings = dict(self.vision_config)
             model_type = settings.pop("model_type", None)
-            if model_type not in CONFIG_MAPPING:
+            if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
                 raise ValueError(
                     f"`vision_config` must name a transformers vision model in its `model_type`, got {model_type!r}"
                 )
-            self.vision_config = CONFIG_MAPPING[model_type](**settings)
+            check_vision_settings(settings)
+            try:
+                self.vision_config = CONFIG_MAPPING[model_type](**settings)
+            except _SURPRISES as error:
+                raise ValueError(f"`vision_config` must be of type {model_type!r}: {error}") from error
+        elif not isinstance(self.vision_config, PreTrainedConfig):
+            raise ValueError(f"`vision_config` must be a configuration or a mapping, got {self.vision_config!r}")
         if getattr(self.vision_config, "vision_config", None) is not None:  # a two-tower model: CLIP, SigLIP
             self.vision_config = self.vision_config.vision_config
         # The whole captioner has one dtype: without this, a vision model that was saved in half precision would be
         # built in half precision inside a single-precision captioner.
         self.vision_config.dtype = None
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except _SURPRISES as error:
+            raise ValueError(f"a field that all models have must be what transformers takes: {error}") from error
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """As in transformers; what is wrong with the fields is a `ValueError`."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except _SURPRISES as error:
+            raise ValueError(f"the configuration can't be read: {error}") from error
 
     @property
     def comes_from_file(self) -> bool:
@@ -129,11 +176,48 @@ class CaptionerConfig(PreTrainedConfig):
             hint = did_you_mean(name, self.__dataclass_fields__)
             raise ValueError(f"`{name}` (value {value!r}) is not a field of {type(self).__name__}{hint}")
 
+    def _refuse_odd(self, kwargs):
+        """What transformers would trip over, or take into memory, before any rule is checked."""
+        for name, value in kwargs.items():
+            if callable(getattr(type(self), name, None)):
+                raise ValueError(f"`{name}` is not a field of {type(self).__name__}: it would replace a method")
+            if name in _OTHER_CONFIGS and not isinstance(value, PreTrainedConfig):
+                raise ValueError(f"`{name}` is not a field of {type(self).__name__}, and transformers reads it")
+            kinds = _KINDS.get(name)
+            if kinds is not None and not isinstance(value, (*kinds, type(None))):
+                raise ValueError(f"`{name}` must be a {kinds[0].__name__}, got {value!r}")
+        for name in ("dtype", "torch_dtype"):
+            value = self.dtype if name == "dtype" else kwargs.get(name)
+            known = getattr(torch, value, None) if isinstance(value, str) else value
+            if value is not None and not isinstance(known, torch.dtype):
+                raise ValueError(f"`{name}` must be a type of numbers, such as float32, got {value!r}")
+        for name in ("id2label", "label2id"):
+            labels = getattr(self, name)
+            if not isinstance(labels, (dict, type(None))):
+                raise ValueError(f"`{name}` must be a mapping, got {labels!r}")
+            check_size(f"len({name})", len(labels or ()), MAX_LABELS, 0)
+        for key in self.id2label or ():
+            if not str(key).isdecimal():
+                raise ValueError(f"`id2label` must be a mapping from numbers, got {key!r}")
+        if kwargs.get("num_labels", 0) is None:
+            kwargs.pop("num_labels")
+        check_size("num_labels", kwargs.get("num_labels", 0), MAX_LABELS, 0)
+        code = kwargs.get("auto_map") or {}
+        if not isinstance(code, dict):
+            raise ValueError(f"`auto_map` must be a mapping, got {code!r}")
+        for name, values in code.items():
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if value is not None and not (isinstance(value, str) and _CODE.fullmatch(value)):
+                    raise ValueError(f"`auto_map` must name classes in files of the folder, got {name}: {value!r}")
+
     def validate_sizes(self) -> None:
-        """Sizes are positive."""
-        for name in ("vocab_size", "hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        """Sizes are positive and bounded."""
+        check_size("vocab_size", self.vocab_size, MAX_VOCABULARY)
+        check_size("hidden_size", self.hidden_size, MAX_WIDTH)
+
+    def validate_vision_config(self) -> None:
+        """The vision model's sizes are bounded."""
+        check_vision_settings(self.vision_config.to_dict())
 
     def validate_vision_feature_layer(self) -> None:
         """A list of layers names at least one."""

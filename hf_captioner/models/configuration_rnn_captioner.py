@@ -10,6 +10,7 @@ from .attention import (
     MultiHeadAlignment,
     ScaledDotProductAlignment,
 )
+from .bounds_captioner import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, check_size
 from .configuration_captioner import CaptionerConfig
 
 # The alignment that each name of `attention` stands for.
@@ -168,10 +169,15 @@ class RnnCaptionerConfig(CaptionerConfig):
                 )
 
     def validate_rnn_sizes(self) -> None:
-        """Layers, widths and heads fit together."""
-        for name in ("num_layers", "num_attention_heads", "attention_size", "region_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        """Layers, widths and heads are bounded and fit together."""
+        for name, largest in (
+            ("num_layers", MAX_LAYERS),
+            ("num_attention_heads", MAX_HEADS),
+            ("attention_size", MAX_WIDTH),
+            ("region_size", MAX_WIDTH),
+        ):
+            if getattr(self, name) is not None or name == "num_layers":
+                check_size(name, getattr(self, name), largest)
         if self.num_attention_heads is not None and self.attention_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `attention_size` ({self.attention_size}), "

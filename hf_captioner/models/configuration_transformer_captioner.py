@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
+from .bounds_captioner import MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, check_size
 from .configuration_captioner import CaptionerConfig
 
 NORMS = ("post", "pre")
@@ -84,14 +85,18 @@ class TransformerCaptionerConfig(CaptionerConfig):
 
     def validate_transformer_sizes(self) -> None:
         """
-        Sizes are positive, heads divide the width, and the width is even for sinusoidal positions and a multiple of 4
-        for two-dimensional ones.
+        Sizes are positive and bounded, heads divide the width, and the width is even for sinusoidal positions and a
+        multiple of 4 for two-dimensional ones.
         """
-        for name in ("decoder_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.encoder_layers < 0:
-            raise ValueError(f"`encoder_layers` must be at least 0, got {self.encoder_layers}")
+        for name, largest in (
+            ("decoder_layers", MAX_LAYERS),
+            ("num_attention_heads", MAX_HEADS),
+            ("intermediate_size", MAX_WIDTH),
+            ("max_position_embeddings", MAX_POSITIONS),
+        ):
+            if getattr(self, name) is not None or name != "max_position_embeddings":
+                check_size(name, getattr(self, name), largest)
+        check_size("encoder_layers", self.encoder_layers, MAX_LAYERS, 0)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size` ({self.hidden_size}), got {self.num_attention_heads}"

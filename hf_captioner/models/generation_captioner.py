@@ -5,6 +5,15 @@ from transformers.utils import ModelOutput
 
 from .compat import RowsPerImageGenerationMixin
 
+# What `generate()` may be asked for. Captions are sentences, of which the best comes from ten beams or fewer; risk
+# minimisation draws some hundred samples. A thousand beams take about a thousand times the memory of one.
+GENERATION_BOUNDS = {
+    "num_beams": (1, 1000),
+    "num_return_sequences": (1, 10_000),
+    "max_new_tokens": (0, 10_000),
+    "max_length": (1, 10_000),
+}
+
 
 class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
     """
@@ -33,11 +42,16 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
             inputs: images (B, C, H, W), which may also be given as `pixel_values`.
             *args, **kwargs: as for transformers' `generate()`; `image_features` and `grid` as for `forward`.
 
+        Raises:
+            ValueError: if a number of beams, sequences or tokens is beyond `GENERATION_BOUNDS`: time and memory grow
+                with each, and a folder's own settings may ask for any.
+
         Returns:
             as in transformers, token ids (N, T) or a `ModelOutput`. The latter also has `grid`, the rows and columns
             of the regions, which [`attention_maps`] reads, or `None` if it is not known. Attentions that the model
             does not have are `None` and not a tuple of `None` per step.
         """
+        self._check_generation_sizes(kwargs)
         encoder_outputs = kwargs.pop("encoder_outputs", None)
         if encoder_outputs is None:
             if inputs is not None and kwargs.get("pixel_values") is not None:
@@ -64,6 +78,17 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
                     setattr(outputs, name, None)
         return outputs
 
+    def _check_generation_sizes(self, options: dict) -> None:
+        settings = [options, options.get("generation_config"), self.generation_config]
+        for name, (smallest, largest) in GENERATION_BOUNDS.items():
+            for source in settings:
+                value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+                    raise ValueError(f"`{name}` must be a whole number from {smallest} to {largest}, got {value!r}")
+                break
+
     def attention_maps(
         self, outputs: ModelOutput, grid: tuple[int, int] | None = None, layer: int = -1, head: int | None = None
     ) -> torch.FloatTensor:
@@ -78,7 +103,8 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
 
         Returns:
             (N, tokens, h, w): weights over the grid for every generated token of every returned sequence, EOS
-            included, zero after EOS.
+            included, zero after EOS. They sum to 1, or to less where prefix tokens (`keep_prefix_tokens`), which have
+            no place in the grid, get a part of the attention.
 
         Raises:
             ValueError: if there are no attentions in `outputs`, the grid is not known, or it does not have as many
@@ -91,7 +117,8 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
                 "`outputs` must come from generate(output_attentions=True, return_dict_in_generate=True)"
                 f"{why}, got no cross_attentions"
             )
-        num_regions = cross_attentions[0][layer].shape[-1]
+        prefix = self.vision_encoder.num_prefix_regions
+        num_regions = cross_attentions[0][layer].shape[-1] - prefix
         if grid is None:
             grid = getattr(outputs, "grid", None)
         if grid is None:
@@ -114,8 +141,8 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
             rows = beam_indices[:, :steps].clamp(min=0)
         maps = []
         for step in range(steps):
-            weights = cross_attentions[step][layer][rows[:, step], :, -1]  # (N, heads, L)
+            weights = cross_attentions[step][layer][rows[:, step], :, -1, prefix:]  # (N, heads, h * w)
             maps.append(weights.mean(1) if head is None else weights[:, head])
-        maps = torch.stack(maps, dim=1)  # (N, tokens, L)
+        maps = torch.stack(maps, dim=1)  # (N, tokens, h * w)
         after = self.ends_before(generated[:, :steps]).to(maps.device)
         return maps.masked_fill(after[..., None], 0).unflatten(-1, tuple(grid))

@@ -1,6 +1,7 @@
 """Turns images into `pixel_values`, identically in training and in inference."""
 
 import base64
+import math
 import os
 from io import BytesIO
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.image_utils import (
 )
 from transformers.utils import is_torchvision_available
 
+from .bounds_captioner import MAX_SIDE, check_number
 from .image_reading import to_rgb, why_unreadable
 from .url_captioner import download
 
@@ -91,6 +93,17 @@ class CaptionerImageProcessor(ImageProcessorBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def __init__(self, **kwargs):
+        """
+        Raises:
+            ValueError: if a setting has a wrong type, a deviation is not positive, or a side is beyond 8192 pixels.
+        """
+        try:
+            super().__init__(**kwargs)
+            _check_settings(self)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"the image processor's settings must be what transformers takes: {error}") from error
+
     def fetch_images(self, images: Any) -> Any:
         """Paths, URLs and base64 text become images, a grey array (H, W) gets its channel."""
         if isinstance(images, (list, tuple)):
@@ -118,7 +131,7 @@ class CaptionerImageProcessor(ImageProcessorBackend):
         )
 
     @classmethod
-    def from_vision_pretrained(cls, path_or_name: str, **kwargs) -> "CaptionerImageProcessor":
+    def from_vision_pretrained(cls, path_or_name: str, keep_crop: bool = False, **kwargs) -> "CaptionerImageProcessor":
         """
         A processor with the input size, mean, standard deviation, rescaling and resampling of a pretrained vision
         model.
@@ -128,6 +141,8 @@ class CaptionerImageProcessor(ImageProcessorBackend):
 
         Args:
             path_or_name: a local folder or a Hub repository with a `preprocessor_config.json`.
+            keep_crop: whether to cut out the centre where that processor does, as a decoder that was trained on such
+                images needs it. By default the whole image becomes what would be cut out.
             **kwargs: settings that replace the copied ones.
 
         Raises:
@@ -152,8 +167,30 @@ class CaptionerImageProcessor(ImageProcessorBackend):
         names = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "resample")
         copied = {name: setting(name) for name in names if setting(name) is not None}
         copied |= _folded_normalization(cls, copied, setting("rescale_offset"), setting("include_top"))
-        size = setting("crop_size") if setting("do_center_crop") else setting("size") or cls.size
+        crops, size = setting("do_center_crop"), setting("size") or cls.size
+        if crops and keep_crop:
+            copied |= {"do_center_crop": True, "crop_size": _square(setting("crop_size"), path_or_name)}
+        elif crops:
+            size = setting("crop_size")
         return cls(**{"size": _square(size, path_or_name), **copied, **kwargs})
+
+
+def _check_settings(processor: CaptionerImageProcessor) -> None:
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name)
+        numbers = values if isinstance(values, (list, tuple)) else [values]
+        if values is None:
+            continue
+        for value in numbers:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (name == "image_std" and value <= 0):
+                rule = "positive numbers" if name == "image_std" else "numbers"
+                raise ValueError(f"`{name}` must be {rule}, one a channel, got {values!r}")
+    for name in ("size", "crop_size"):
+        for side, pixels in dict(getattr(processor, name, None) or {}).items():
+            if pixels is not None and (not isinstance(pixels, int) or not 1 <= pixels <= MAX_SIDE):
+                raise ValueError(f"`{name}` must have sides of 1 to {MAX_SIDE} pixels, got {side}: {pixels!r}")
+    check_number("rescale_factor", processor.rescale_factor, MAX_SIDE, -MAX_SIDE)
 
 
 def _source_class(theirs: dict) -> type | None:

@@ -2,17 +2,24 @@
 
 import copy
 import inspect
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqModelOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention import rows_per_image
+from .compat import WholeWeightsMixin
 from .confidence_captioner import Familiarity
 from .configuration_captioner import did_you_mean
 from .generation_captioner import CaptionerGenerationMixin
@@ -35,7 +42,33 @@ def refuse_unknown(function, given: Iterable[str], known: Iterable[str]) -> None
             raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument `{name}`{hint}")
 
 
-class CaptionerPreTrainedModel(PreTrainedModel):
+def _check_weight_files(folder: Path) -> None:
+    """Raises a `ValueError` if weights are pickles alone, their headers lie, or an index names files elsewhere."""
+    names = {path.name for path in folder.iterdir()}
+    pickles = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith((".bin", ".json")))
+    if pickles and not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        raise ValueError(
+            f"the weights of {folder} must be safetensors, got a pickle ({pickles[0]}), which can run code when it is "
+            "read"
+        )
+    for name in sorted(names):
+        if name.endswith(".safetensors.index.json"):
+            try:
+                files = set(json.loads((folder / name).read_text("utf-8"))["weight_map"].values())
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                raise ValueError(f"{name} must have a `weight_map` from weights to files: {error}") from error
+            for file in files:
+                if not isinstance(file, str) or file not in names:
+                    raise ValueError(f"`weight_map` in {name} must name files of the folder, got {file!r}")
+        elif name.endswith(".safetensors"):
+            try:
+                with safe_open(folder / name, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{name} must be safetensors that can be read, got: {error}") from error
+
+
+class CaptionerPreTrainedModel(WholeWeightsMixin):
     """Base of every captioner class: initial weights, loading, and the vision model."""
 
     base_model_prefix = "model"
@@ -44,8 +77,37 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig):
         # `from_pretrained(folder, field=value)` sets fields after the configuration was validated.
-        config.validate()
+        try:
+            config.validate()
+        except StrictDataclassError as error:
+            raise ValueError(f"the configuration must keep its rules: {error}") from error
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, use_safetensors: bool = True, **kwargs
+    ) -> Any:
+        """
+        As in transformers, from safetensors.
+
+        Raises:
+            OSError: if there is no such folder or repository.
+            ValueError: if its weights are pickles alone (`use_safetensors=False`, where they are trusted, reads them),
+                can't be read, or are not those that the configuration describes.
+        """
+        name = pretrained_model_name_or_path
+        if name is not None and os.path.isdir(name) and use_safetensors:
+            _check_weight_files(Path(name, kwargs.get("subfolder") or ""))
+        try:
+            return super().from_pretrained(name, *args, use_safetensors=use_safetensors, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"the weights of {name} must be safetensors that can be read: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"the weights of {name} must have the shapes that the configuration says; the report above names them"
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -272,7 +334,8 @@ class CaptionerForConditionalGeneration(
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
-        Shifts labels one position to the right: start token first, last label dropped, -100 replaced by padding.
+        Shifts labels one position to the right: start token first, last label dropped, -100 replaced by padding (by
+        the start token in a model that has none: what stands behind a caption has no effect on it).
 
         Args:
             labels: (N, T) or (B, k, T).
@@ -281,8 +344,9 @@ class CaptionerForConditionalGeneration(
             decoder_input_ids of the same shape.
         """
         shifted = labels.roll(1, dims=-1)
-        shifted[..., 0] = self.config.decoder_start_token_id
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+        start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
+        shifted[..., 0] = start
+        return shifted.masked_fill(shifted == -100, start if padding is None else padding)
 
     @can_return_tuple
     def forward(
@@ -312,8 +376,9 @@ class CaptionerForConditionalGeneration(
             labels: (B, k, T) or (B * k, T): tokens and EOS, -100 at padding. An image with fewer captions than others
                 has rows of -100.
             image_features: (B, L, D), the vision model's raw regions, in place of `pixel_values`.
-            grid: rows and columns (h, w) of `image_features`, L = h * w, or (B, 2) with the same in every row. Encoder
-                layers need it for their positions; there a square is the default.
+            grid: rows and columns (h, w) of `image_features`, L = h * w and the prefix tokens that are kept, or
+                (B, 2) with the same in every row. Encoder layers need it for their positions; there a square is the
+                default.
             encoder_outputs: what `get_encoder()` returned, in place of all of these.
             decoder_attention_mask: (N, S), where S includes the cached tokens: 0 for padding on the left, 1
                 otherwise.

@@ -31,7 +31,8 @@ class RnnCaptionerEncoderOutput(BaseModelOutput):
 
     Args:
         last_hidden_state: the regions (B, L, D), brought to `region_size` channels if the configuration has one.
-        grid: rows and columns (h, w) of the regions, L = h * w; `None` for features without a grid.
+        grid: rows and columns (h, w) of the regions, L = P + h * w with P prefix tokens that are kept;
+            `None` for features without a grid.
         projected_keys: (B, heads, L, A / heads); `None` without attention.
         projected_values: (B, heads, L, d); `None` without attention.
         initial_state: (B, num_layers, states, H); states is 2 for an LSTM, 1 for a GRU; `None` without attention.
@@ -105,7 +106,9 @@ class RnnCaptionerEncoder(nn.Module):
     def __init__(self, config: RnnCaptionerConfig):
         super().__init__()
         self.config = config
-        self.vision_encoder = VisionEncoder(config.vision_config, config.vision_feature_layer)
+        self.vision_encoder = VisionEncoder(
+            config.vision_config, config.vision_feature_layer, config.keep_prefix_tokens
+        )
         width, hidden = self.vision_encoder.width, config.hidden_size
         self.region_mlp = None
         if config.region_size is not None:

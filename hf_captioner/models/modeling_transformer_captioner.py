@@ -31,7 +31,8 @@ class TransformerCaptionerEncoderOutput(BaseModelOutput):
         last_hidden_state: what the decoder attends to (B, L, H); without encoder layers the regions (B, L, D).
         hidden_states: input and output of every encoder layer, each (B, L, H), if asked for.
         attentions: weights of every encoder layer, each (B, heads, L, L), if asked for.
-        grid: rows and columns (h, w) of the regions, L = h * w; `None` for features without a grid.
+        grid: rows and columns (h, w) of the regions, L = P + h * w with P prefix tokens that are kept;
+            `None` for features without a grid.
         projected_keys: the keys of the regions for each decoder layer, each (B, heads, L, d).
         projected_values: the values for each decoder layer, each (B, heads, L, d).
     """
@@ -269,7 +270,9 @@ class TransformerCaptionerEncoder(nn.Module):
         super().__init__()
         self.config = config
         hidden = config.hidden_size
-        self.vision_encoder = VisionEncoder(config.vision_config, config.vision_feature_layer)
+        self.vision_encoder = VisionEncoder(
+            config.vision_config, config.vision_feature_layer, config.keep_prefix_tokens
+        )
         self.region_size = width = hidden if config.encoder_layers else self.vision_encoder.width
         self.region_norm = nn.LayerNorm(self.vision_encoder.width) if config.region_norm else nn.Identity()
         self.region_projection = nn.Linear(self.vision_encoder.width, hidden) if config.encoder_layers else None
@@ -284,7 +287,8 @@ class TransformerCaptionerEncoder(nn.Module):
         )
 
     def _add_positions(self, hidden_states, grid):
-        length, width = hidden_states.shape[1:]
+        prefix, width = self.vision_encoder.num_prefix_regions, hidden_states.shape[2]
+        length = hidden_states.shape[1] - prefix
         if grid is None:  # features alone stand for a square image, which the image processor makes by default
             grid = (math.isqrt(length),) * 2
             if grid[0] ** 2 != length:
@@ -292,7 +296,9 @@ class TransformerCaptionerEncoder(nn.Module):
                     f"`image_features` without `grid` must fill a square, for encoder layers need their positions; "
                     f"got {length} regions"
                 )
-        return hidden_states + grid_positions(grid, width, hidden_states.dtype, hidden_states.device)
+        positions = grid_positions(grid, width, hidden_states.dtype, hidden_states.device)
+        # Prefix tokens have no place: the vision model has marked them as what they are.
+        return hidden_states + nn.functional.pad(positions, (0, 0, prefix, 0))
 
     def forward(
         self,

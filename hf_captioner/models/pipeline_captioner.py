@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
-from transformers import BatchFeature, Pipeline
+from transformers import BatchFeature, Pipeline, PreTrainedModel
 
 from .confidence_captioner import token_log_probabilities
 from .image_processing_captioner import open_image
@@ -46,6 +46,24 @@ class _NumberedImages(Dataset):
 
     def __iter__(self) -> Iterator[_Numbered]:
         return (self[place] for place in range(len(self)))
+
+
+def _broken_weights(model: PreTrainedModel) -> str | None:
+    """The name of weights that are not finite, if there are such."""
+    return next((name for name, weights in model.state_dict().items() if not weights.isfinite().all()), None)
+
+
+def _why_not_finite(model: PreTrainedModel, pixels: torch.Tensor) -> str:
+    """What is at fault where a captioner's numbers are not finite."""
+    name = _broken_weights(model)
+    if name is not None:
+        return f"the captioner's weights must be finite numbers, got NaN or infinity in `{name}`"
+    if not pixels.isfinite().all():
+        return "`pixel_values` must be finite numbers, got NaN or infinity; are `image_mean` and `image_std` right?"
+    return (
+        f"the captioner's scores must be finite numbers, got NaN or infinity in {model.dtype} from finite weights; a "
+        "larger type of numbers (`dtype`) may hold them"
+    )
 
 
 class ImageCaptioningPipeline(Pipeline):
@@ -106,8 +124,8 @@ class ImageCaptioningPipeline(Pipeline):
 
         Raises:
             ValueError: if an image cannot be read (the message has its place in the list and its name), attention is
-                requested from a model without attention, or there is no search of that name or it does not use an
-                option.
+                requested from a model without attention, there is no search of that name or it does not use an
+                option, or the model's scores are no numbers (NaN), as of broken weights.
             TypeError: if an image is of an unknown kind.
         """
         if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
@@ -198,11 +216,15 @@ class ImageCaptioningPipeline(Pipeline):
             images = inputs["images"]  # of a batch there are lists in a list
             options["images"] = [each for one in images for each in (one if isinstance(one, list) else [one])]
         encoder_outputs = model.get_encoder()(pixel_values=pixels)
-        found = model.generate(
-            encoder_outputs=encoder_outputs,
-            decoder_input_ids=prompt,
-            **{**options, "return_dict_in_generate": search is not None, "output_scores": search is not None},
-        )
+        if not encoder_outputs.last_hidden_state.isfinite().all():
+            raise ValueError(_why_not_finite(model, pixels))
+        options |= {"return_dict_in_generate": search is not None, "output_scores": search is not None}
+        try:
+            found = model.generate(encoder_outputs=encoder_outputs, decoder_input_ids=prompt, **options)
+        except RuntimeError as error:  # torch's, of samples from probabilities that are no numbers
+            if _broken_weights(model) is None:
+                raise
+            raise ValueError(_why_not_finite(model, pixels)) from error
         sequences = found if isinstance(found, torch.Tensor) else found.sequences  # (N, S), N = B * k
         length = sequences.shape[1] - prompt.shape[1]
         # A second forward pass over the generated tokens gives the model's own probabilities; the scores of
@@ -217,6 +239,8 @@ class ImageCaptioningPipeline(Pipeline):
         log_probabilities = token_log_probabilities(
             reading.logits, sequences[:, -length:], model.config.score_temperature
         )
+        if not log_probabilities.isfinite().all():
+            raise ValueError(_why_not_finite(model, pixels))
         outputs = {"sequences": sequences, "log_probabilities": log_probabilities}
         if model.familiarity is not None:
             outputs["familiarity"] = model.familiarity(encoder_outputs.last_hidden_state)
@@ -224,9 +248,8 @@ class ImageCaptioningPipeline(Pipeline):
         if search_scores is not None:
             outputs["search_scores"] = search_scores
         if attention:
-            outputs["attention"] = (
-                reading.cross_attentions[-1].mean(1)[:, -length:].unflatten(-1, encoder_outputs.grid)
-            )
+            weights = reading.cross_attentions[-1].mean(1)[:, -length:, model.vision_encoder.num_prefix_regions :]
+            outputs["attention"] = weights.unflatten(-1, encoder_outputs.grid)
         outputs = {name: tensor.unflatten(0, (len(pixels), -1)) for name, tensor in outputs.items()}  # (B, k, ...)
         return {**outputs, "error": inputs["error"]} if "error" in inputs else outputs
 

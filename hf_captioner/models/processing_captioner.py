@@ -1,7 +1,9 @@
 """Prepares images and text for a captioner's `forward` and `generate`."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import ImageInput
@@ -32,6 +34,25 @@ class CaptionerProcessor(ProcessorMixin):
         **kwargs,
     ):
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Any:
+        """
+        As in transformers.
+
+        Raises:
+            OSError: if there is no such folder or repository.
+            ValueError: if its files are not what transformers and tokenizers read.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (ImportError, OSError, ValueError):
+            raise
+        except Exception as error:  # tokenizers raises nothing but this for a file that it can't read
+            raise ValueError(
+                f"processor and tokenizer of {pretrained_model_name_or_path} (processor_config.json, tokenizer.json, "
+                f"tokenizer_config.json) must be what transformers reads, got {type(error).__name__}: {error}"
+            ) from error
 
     @property
     def model_input_names(self) -> list[str]:

@@ -95,8 +95,19 @@ def probe_layout(config: PreTrainedConfig, layer: int | list[int] | None = None)
         layer: which of its hidden states are the regions; its `last_hidden_state` if `None`.
 
     Raises:
-        ValueError: if the model does not return feature maps or a grid of tokens, or has no such layer.
+        ValueError: if the model can't be built, does not return feature maps or a grid of tokens, or has no such
+            layer.
     """
+    try:
+        return _probe(config, layer)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        # Sizes that do not fit together, as transformers and torch say it.
+        raise ValueError(
+            f"`vision_config` of type {config.model_type!r} must describe a model that can be built and run: {error}"
+        ) from error
+
+
+def _probe(config: PreTrainedConfig, layer: int | list[int] | None) -> VisionLayout:
     config = copy.deepcopy(config)
     use_eager_attention(config)
     height, width = _pair(getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
@@ -156,21 +167,34 @@ def load_vision_model(path_or_name: str, dtype: torch.dtype) -> nn.Module:
 class VisionEncoder(nn.Module):
     """
     Turns images into regions. Feature maps and token sequences both become (B, L, D), in row-major order; class,
-    distillation and register tokens are dropped.
+    distillation and register tokens are dropped, or stand in front.
 
     Args:
         config: configuration of any transformers vision model.
         layer: index, or indices, of the model's `hidden_states` that become the regions, the channels of several side
             by side; its `last_hidden_state` if `None`.
+        keep_prefix_tokens: whether class, distillation and register tokens are regions, too.
 
     Attributes:
         width: channels of a region (D), of all layers together.
+        num_prefix_regions: how many regions in front have no place in the grid (P).
+
+    Raises:
+        ValueError: if the model gives no regions, has no such layer, or no prefix tokens where they are to be kept.
     """
 
-    def __init__(self, config: PreTrainedConfig, layer: int | list[int] | None = None):
+    def __init__(
+        self, config: PreTrainedConfig, layer: int | list[int] | None = None, keep_prefix_tokens: bool = False
+    ):
         super().__init__()
         layout = probe_layout(config, layer)
+        if keep_prefix_tokens and not layout.num_prefix_tokens:
+            raise ValueError(
+                f"`keep_prefix_tokens` must be false for a `vision_config` of type {config.model_type!r}, which has "
+                "no prefix tokens, got True"
+            )
         self.layer = layer
+        self.num_prefix_regions = layout.num_prefix_tokens if keep_prefix_tokens else 0
         self.width = layout.width
         self.num_channels = getattr(config, "num_channels", 3)
         self._layout = layout
@@ -239,7 +263,7 @@ class VisionEncoder(nn.Module):
             pixel_values: (B, C, H, W).
 
         Returns:
-            regions (B, L, D) and their grid (h, w), L = h * w.
+            regions (B, L, D) and their grid (h, w), L = P + h * w.
 
         Raises:
             ValueError: if the input is not a batch of images of the model's channels, or its tokens fill no grid.
@@ -251,16 +275,16 @@ class VisionEncoder(nn.Module):
         output = _chosen_layers(self.model, pixel_values, self.layer)
         if output.ndim == 4:
             return output.flatten(2).transpose(1, 2), tuple(output.shape[2:])
-        regions = output[:, self._layout.num_prefix_tokens :]
         grid = tuple(
             -(-side // stride) for side, stride in zip(pixel_values.shape[2:], self._layout.stride, strict=True)
         )
-        if grid[0] * grid[1] != regions.shape[1]:
+        patches = output.shape[1] - self._layout.num_prefix_tokens
+        if grid[0] * grid[1] != patches:
             raise ValueError(
-                f"`pixel_values` of size {tuple(pixel_values.shape[2:])} gives {regions.shape[1]} regions, "
+                f"`pixel_values` of size {tuple(pixel_values.shape[2:])} gives {patches} regions, "
                 f"which do not fill a grid of {grid}"
             )
-        return regions, grid
+        return output[:, self._layout.num_prefix_tokens - self.num_prefix_regions :], grid
 
     def regions(
         self,
@@ -281,7 +305,7 @@ class VisionEncoder(nn.Module):
 
         Raises:
             ValueError: if not exactly one of images and features is given, the features are not (B, L, D), or the grid
-                does not have L cells or differs within a batch.
+                does not have L - P cells or differs within a batch.
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("exactly one of `pixel_values` and `image_features` must be given")
@@ -297,6 +321,7 @@ class VisionEncoder(nn.Module):
         if len(grids) > 1:
             raise ValueError(f"`grid` must be the same for all images of a batch, got {sorted(grids)}")
         (grid,) = grids
-        if grid[0] * grid[1] != image_features.shape[1]:
-            raise ValueError(f"`grid` must have {image_features.shape[1]} cells, one per region, got {grid}")
+        cells = image_features.shape[1] - self.num_prefix_regions
+        if grid[0] * grid[1] != cells:
+            raise ValueError(f"`grid` must have {cells} cells, one per region, got {grid}")
         return image_features, grid

@@ -30,9 +30,9 @@ def write_card(
     `.eval_results/`, from where the Hub shows them on the pages of the model and the data set.
 
     Args:
-        folder: with its configuration and what train.py and calibrate left there: `training.json`,
-            `trainer_state.json`, `eval_results.json`, `samples.json`, `calibration.json`; what is missing is left out
-            of the card.
+        folder: with its configuration and what train.py, calibrate and convert left there: `training.json`,
+            `trainer_state.json`, `eval_results.json`, `samples.json`, `calibration.json`, `conversion.json`; what is
+            missing is left out of the card.
         evaluation: with the `metrics.json` of evaluate_captions.py, which then goes before the trainer's metrics.
         name: folder or Hub repository to load it from.
         license: of the weights, by the Hub's identifier, such as `"cc-by-4.0"`. By default what the card that is there
@@ -60,12 +60,16 @@ def write_card(
     card = model_card(AutoConfig.from_pretrained(folder), name, license or license_of(folder / "README.md"))
     measured = from_evaluation(report) if report else from_trainer(read(folder / "eval_results.json"), training)
     card.data.datasets = hub_datasets(training)
+    origin = read(folder / "conversion.json")
+    if "revision" in origin:  # a repository, not a folder of somebody's machine
+        card.data.base_model = origin["converted_from"]
     if results := measured.pop("results"):
         card.data.model_name, card.data.eval_results = name.split("/")[-1], results
     card = ModelCard.from_template(
         card.data,
         template_str=TEMPLATE,
         introduction=card.text.strip() + "\n",
+        origin=origin,
         samples=samples(folder),
         attention=(folder / "attention.png").exists(),
         confidence=confidence(read(folder / "calibration.json"), report),

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import upload_folder
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 
 from ..data import CaptionCollator
@@ -61,7 +61,12 @@ class CaptioningTrainer(ResumingTrainer):
         eval_data_collator: Callable[[list], dict] | None = None,
         **kwargs,
     ):
+        model = args[0] if args else kwargs.get("model")
+        use_cache = model.config.use_cache if isinstance(model, PreTrainedModel) else True
         super().__init__(*args, **kwargs)
+        # The Trainer switches it off, so that a saved captioner would say that it has none; with labels there is no
+        # cache in any case.
+        self.model.config.use_cache = use_cache
         if self.args.label_smoothing_factor:
             raise InputError(
                 "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in "

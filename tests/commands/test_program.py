@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from testing import ROOT
+from testing.peers import peer_folder
 from testing.tiny_models import tiny_model
 from testing.training import arguments
 
@@ -24,7 +25,7 @@ from hf_captioner.commands.shipped import CONFIGS, find_config
 from hf_captioner.data import shapes_dataset
 from hf_captioner.errors import InputError
 
-COMMANDS = [*PASSED_ON, "caption"]
+COMMANDS = [*PASSED_ON, "caption", "convert"]
 
 
 def start(*parts: str, code: str | None = None, **options) -> subprocess.Popen:
@@ -84,7 +85,8 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
         "evaluate": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
         "compare": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
     }
-    for command in ("train", "evaluate", "compare", "card", "benchmark", "caption"):
+    peer_folder(Path("their_vit_gpt2"))
+    for command in ("train", "evaluate", "compare", "card", "benchmark", "caption", "convert"):
         for example in examples(help_of(command, capsys)):
             feeder, _, call = example.rpartition("|")
             if feeder:

@@ -256,9 +256,11 @@ def test_a_hit_is_the_centre_of_the_largest_cell_in_the_box():
     assert measure_pointing.named_objects(tokens, row["captions"][1], row) == [(2, "square's"), (5, "circle's")]
 
 
-def test_the_benchmark_measures_both():
-    command = [sys.executable, str(ROOT / "training/benchmark.py"), "--small"]
+@pytest.mark.parametrize("decoder", ["bert", "gpt2"])
+def test_the_benchmark_measures_both(decoder):
+    command = [sys.executable, str(ROOT / "training/benchmark.py"), "--small", "--decoder", decoder]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "training step" in done.stdout.lower() and done.stdout.count("|") > 20
+    assert ("beam 5: 2 of 2 images" in done.stdout) == (decoder == "gpt2")

@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import time
+from collections import Counter
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -48,6 +50,21 @@ def test_alignment_is_the_best_of_all():
         pairs, chunks = _align(candidate, reference)
         found = cost(candidate, reference, pairs)
         assert found == least_cost(candidate, reference) and chunks == found[1], (candidate, reference)
+
+
+@pytest.mark.parametrize("count", [100, 200, 10_000])
+def test_long_captions_take_bounded_time(count):
+    """One word again and again took 14 seconds for 100 of them, and twice as many four times as long."""
+    words = np.array(["a", "dog", "dogs", "run", "runs", "the"])
+    mixed = [list(words[np.random.default_rng(seed).integers(6, size=count)]) for seed in range(2)]
+    start = time.process_time()
+    assert meteor_exact_stem([["a"] * count], [[["a"] * count]]).corpus == 1
+    assert 0.2 < meteor_exact_stem(mixed[:1], [mixed[1:]]).corpus < 1
+    assert time.process_time() - start < 5
+    pairs, _ = _align(*map(tuple, mixed))
+    equal = sum(mixed[0][here] == mixed[1][place] for here, place in pairs)
+    assert equal == sum((Counter(mixed[0]) & Counter(mixed[1])).values())  # as many as possible
+    assert len({place for _, place in pairs}) == len({here for here, _ in pairs}) == len(pairs)
 
 
 def test_formula_by_hand():

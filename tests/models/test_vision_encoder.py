@@ -81,6 +81,60 @@ def test_regions_are_the_patches_row_by_row(name):
 
 
 @pytest.mark.parametrize("name", VISION)
+def test_prefix_tokens_can_be_kept(name):
+    config, grid, prefix = VISION[name]
+    if not prefix:
+        with pytest.raises(ValueError, match="`keep_prefix_tokens` must be false for a `vision_config` of type"):
+            VisionEncoder(config, keep_prefix_tokens=True)
+        return
+    torch.manual_seed(0)
+    encoder = VisionEncoder(config, keep_prefix_tokens=True).eval()
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    regions, found = encoder(pixels)
+    assert found == grid and encoder.num_prefix_regions == prefix
+    torch.testing.assert_close(regions, encoder.model(pixel_values=pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("system", ["none", "additive", "hard_multi_head", "cnn_transformer", "vit_transformer"])
+def test_a_captioner_that_keeps_prefix_tokens(system, tmp_path):
+    model = tiny_model(**{**SYSTEMS[system], "vision_config": VISION["deit"][0], "keep_prefix_tokens": True})
+    model.save_pretrained(tmp_path)
+    model = type(model).from_pretrained(tmp_path).eval()
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    features, grid = model.vision_encoder(pixels)
+    options = dict(max_new_tokens=3, output_attentions=True, return_dict_in_generate=True)
+    from_pixels = model.generate(pixels, **options)
+    for place in ({"grid": grid}, {}):
+        from_features = model.generate(image_features=features, **place, **options)
+        assert torch.equal(from_features.sequences, from_pixels.sequences)
+    with pytest.raises(ValueError, match="`grid` must have 16 cells"):
+        model.generate(image_features=features, grid=(2, 9), **options)
+    if model.config.attends:
+        maps = model.attention_maps(from_pixels)
+        weights = from_pixels.cross_attentions[0][-1][:, :, -1].mean(1)
+        assert maps.shape[2:] == grid and weights.shape[1] == 2 + 16
+        torch.testing.assert_close(maps[:, 0].flatten(1), weights[:, 2:])
+    # What the tokens say has an effect.
+    changed = features.clone()
+    changed[:, :2] += 1
+    logits = [
+        model(image_features=regions, decoder_input_ids=torch.tensor([[2, 5, 6]] * 2)).logits
+        for regions in (features, changed)
+    ]
+    assert not torch.allclose(*logits)
+
+
+def test_prefix_tokens_have_no_position():
+    settings = {**SYSTEMS["cnn_transformer"], "vision_config": VISION["deit"][0]}
+    kept = tiny_model(**settings, keep_prefix_tokens=True).get_encoder()
+    zeros, patches = torch.zeros(1, 18, 16), tiny_model(**settings).get_encoder()
+    assert not kept._add_positions(zeros, (4, 4))[:, :2].any()
+    for grid in ((4, 4), (2, 8)):
+        expected = patches._add_positions(zeros[:, 2:], grid)
+        torch.testing.assert_close(kept._add_positions(zeros, grid)[:, 2:], expected)
+
+
+@pytest.mark.parametrize("name", VISION)
 @pytest.mark.parametrize("system", ["none", "multi_head", "cnn_transformer", "vit_transformer"])
 def test_trains_a_step_and_generates(name, system):
     model = tiny_model(**{**SYSTEMS[system], "vision_config": VISION[name][0]})

@@ -177,6 +177,13 @@ def test_the_vision_model_has_its_own_learning_rate(tmp_path):
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
 
 
+def test_a_saved_configuration_has_its_cache(tmp_path):
+    """transformers' Trainer writes `use_cache=False` into the model's configuration."""
+    trainer, _, _ = setup(tmp_path)
+    trainer.save_model(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["use_cache"] is True
+
+
 def test_label_smoothing_of_the_trainer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="label_smoothing_factor.*0.1"):
         setup(tmp_path, label_smoothing_factor=0.1)

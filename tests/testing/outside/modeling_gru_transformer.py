@@ -45,7 +45,9 @@ class GruTransformerEncoder(nn.Module):
 
     def __init__(self, config: GruTransformerConfig):
         super().__init__()
-        self.vision_encoder = VisionEncoder(config.vision_config, config.vision_feature_layer)
+        self.vision_encoder = VisionEncoder(
+            config.vision_config, config.vision_feature_layer, config.keep_prefix_tokens
+        )
         self.region_size = config.hidden_size
         self.projection = nn.Linear(self.vision_encoder.width, config.hidden_size)
         self.layers = nn.ModuleList(
