@@ -229,7 +229,8 @@ class OnnxCaptioner:
             caption["score"] *= caption["familiarity"]
         if grid is not None:
             assert found.attention is not None
-            caption["attention"] = found.attention[image, row, real].reshape(-1, *grid)
+            # Prefix tokens, which have no place in the grid, stand in front of the regions that do.
+            caption["attention"] = found.attention[image, row, real][:, -grid[0] * grid[1] :].reshape(-1, *grid)
         return caption
 
     def _text(self, token: int) -> str:

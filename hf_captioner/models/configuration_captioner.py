@@ -44,6 +44,10 @@ _COMMON_KWARGS = {
 }
 
 
+class ConfigurationError(StrictDataclassError, ValueError):
+    """A configuration that breaks a rule: the error of strict dataclasses, which alone is no `ValueError`."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not known, if it can be guessed which is meant; else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -82,8 +86,8 @@ class CaptionerConfig(PreTrainedConfig):
             Score below which a caption should rather not be shown.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule; a `ValueError` of
-            the same message where the configuration is read from a file.
+        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule; it is a
+            `ValueError`, too, where the configuration is read from a file or a model is built.
         `ValueError`: if a name is not a field, or `vision_config` or a field that all models have can't be read.
 
     Sizes are bounded, generously; `bounds_captioner.py` says how and why.
@@ -152,7 +156,7 @@ class CaptionerConfig(PreTrainedConfig):
         try:
             return super().from_dict(config_dict, **kwargs)
         except _SURPRISES as error:
-            raise ValueError(f"the configuration can't be read: {error}") from error
+            raise ConfigurationError(f"the configuration can't be read: {error}") from error
 
     @property
     def comes_from_file(self) -> bool:

@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from .attention import rows_per_image
 from .compat import WholeWeightsMixin
 from .confidence_captioner import Familiarity
-from .configuration_captioner import did_you_mean
+from .configuration_captioner import ConfigurationError, did_you_mean
 from .generation_captioner import CaptionerGenerationMixin
 from .loss_captioner import CaptionerLossMixin, CaptionerOutput
 from .sharing_captioner import CaptionerSharingMixin
@@ -80,7 +80,7 @@ class CaptionerPreTrainedModel(WholeWeightsMixin):
         try:
             config.validate()
         except StrictDataclassError as error:
-            raise ValueError(f"the configuration must keep its rules: {error}") from error
+            raise ConfigurationError(f"the configuration must keep its rules: {error}") from error
         super().__init__(config)
 
     @classmethod
