@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import InputError
 from . import run
 from .caption import caption
+from .explain import explain_image
 
 # command: the file that does it, what it does, and the extra that brings the packages it needs
 PASSED_ON = {
@@ -87,6 +88,7 @@ def load(module: str, extra: str):
 for _name in PASSED_ON:
     pass_on(_name)
 app.command("caption", no_args_is_help=True)(caption)
+app.command("explain", no_args_is_help=True)(explain_image)
 
 
 def program(argv: list[str]) -> None:
