@@ -136,4 +136,5 @@ bench: setup
 
 # What the tests of pages drive, where there is none yet: Debian's Chromium, or elsewhere the one that playwright brings.
 browser: setup
-	command -v chromium chromium-browser google-chrome || apt-get install -y chromium || $(RUN)/python -m playwright install chromium
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| apt-get install -y chromium || $(RUN)/python -m playwright install --with-deps chromium
