@@ -1,6 +1,6 @@
 """
-Explanations of a caption: where a captioner looked for each word, and pictures and a page of it; how far its confidence
-can be believed; and the page that compares captioners.
+Explanations of a caption: where a captioner looked for each word, and pictures and a page of it; how far its
+confidence can be believed; and the page that compares captioners.
 """
 
 from .calibration import (
