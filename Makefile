@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart results test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench
+.PHONY: setup quickstart results test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench browser
 
 setup: $(INSTALLED)
 
@@ -133,3 +133,8 @@ dist: setup
 bench: setup
 	$(RUN)/python training/benchmark_metrics.py
 	$(RUN)/python training/benchmark.py
+
+# What the tests of pages drive, where there is none yet: Debian's Chromium, or elsewhere the one that playwright brings.
+browser: setup
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| apt-get install -y chromium || $(RUN)/python -m playwright install --with-deps chromium

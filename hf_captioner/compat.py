@@ -9,8 +9,9 @@ Nothing is imported before it is needed: `metrics` may come here without importi
 without this file and keeps its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,3 +213,19 @@ def special_tokens(generation_config) -> tuple[int, list[int]]:
 def draw_samples(model, input_ids, **options):
     """Sampling as in `generate(do_sample=True)`, from a prepared prompt. Uses `GenerationMixin._sample`."""
     return type(model)._sample(model, input_ids, **options)
+
+
+@contextmanager
+def eager_attention(model) -> Iterator[None]:
+    """
+    Within it, a model of transformers computes attention in the eager way, the only one that gives its weights.
+
+    Stands in for asking which way it uses, so that it can be given back; there is only a setter. Uses
+    `config._attn_implementation`.
+    """
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -9,14 +9,15 @@ from concurrent.futures import Future
 
 import evaluate
 import pytest
+import torch
 from testing import ROOT
-from testing.tiny_models import random_images, tiny_config
-from transformers import AutoModelForImageTextToText, GenerationMixin, Seq2SeqTrainer, Trainer
+from testing.tiny_models import random_images, tiny_config, tiny_vit
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import PushInProgress
 
 from hf_captioner import RnnCaptionerForConditionalGeneration
-from hf_captioner.compat import captioner_class, special_tokens
+from hf_captioner.compat import captioner_class, eager_attention, special_tokens
 from hf_captioner.metrics import CaptionMetrics
 from hf_captioner.trainers import CaptioningTrainer
 
@@ -215,3 +216,16 @@ def test_special_tokens_are_those_that_generation_has_prepared():
     for ends in ([3, 5], 3):
         model.generate(random_images(1), custom_generate=search, eos_token_id=ends, pad_token_id=1)
     assert seen == [(1, [3, 5]), (1, [3])]
+
+
+def test_attention_is_eager_for_a_while():
+    """Only then a vision model gives its weights, and the way that was set before comes back, after an error too."""
+    model = AutoModel.from_config(tiny_vit(), attn_implementation="sdpa").eval()
+    images = random_images(1)
+    without = model(pixel_values=images).last_hidden_state
+    with pytest.raises(KeyError), eager_attention(model):
+        outputs = model(pixel_values=images, output_attentions=True)
+        raise KeyError
+    assert outputs.attentions[0].shape == (1, 2, 17, 17)
+    torch.testing.assert_close(outputs.last_hidden_state, without)
+    assert model.config._attn_implementation == "sdpa"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..explain import save_attention_picture
+from ..explain import explain, save_grid
 from ..models.image_reading import to_rgb
-from ..models.tokenization_captioner import decode_captions, token_texts
+from ..models.tokenization_captioner import decode_captions
 from ..sharing.card import NUM_SAMPLES
 from .train_arguments import DataArguments
 
@@ -25,8 +25,7 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
     rows = dataset.select(range(min(count, len(dataset))))
     model.eval()
     pixels = processor(images=rows["image"][:], return_tensors="pt")["pixel_values"].to(model.device)
-    outputs = model.generate(pixel_values=pixels, output_attentions=model.config.attends, return_dict_in_generate=True)
-    captions = decode_captions(processor.tokenizer, outputs.sequences.cpu())
+    captions = decode_captions(processor.tokenizer, model.generate(pixel_values=pixels).cpu())
     samples = [{"caption": c, "references": r} for c, r in zip(captions, rows["captions"][:], strict=True)]
     (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     (folder / "examples").mkdir(exist_ok=True)
@@ -35,15 +34,8 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
         image.thumbnail((224, 224))
         image.save(folder / "examples" / f"{index}.jpg")
     if model.config.attends:
-        maps = model.attention_maps(outputs)[:NUM_SAMPLES].cpu()
-        words = [token_texts(processor.tokenizer, row) for row in outputs.sequences[:NUM_SAMPLES, 1:].cpu()]
-        said = [weights.flatten(1).sum(1) > 0 for weights in maps]  # nothing after the end
-        save_attention_picture(
-            folder / "attention.png",
-            rows["image"][:NUM_SAMPLES],
-            [words[i][: int(keep.sum())] for i, keep in enumerate(said)],
-            [weights[keep].numpy() for weights, keep in zip(maps, said, strict=True)],
-        )
+        explanations = [explain(model, processor, image) for image in rows["image"][:NUM_SAMPLES]]
+        save_grid(folder / "attention.png", explanations)
     return samples
 
 

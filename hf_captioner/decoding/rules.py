@@ -8,7 +8,8 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..metrics.collapse import BAD_ENDINGS
-from .words import SPACES, no_words
+from ..models.tokenization_captioner import SPACES
+from .words import no_words
 
 
 class _WordRule(LogitsProcessor):

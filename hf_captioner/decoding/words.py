@@ -7,13 +7,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..errors import InputError
-
-SPACES = ("\u2581", "\u0120")  # how tokens say that a space stands before them: word-level, byte-level
-
-
-def _starts_of_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
-    """For each token, whether it stands behind a space."""
-    return [token.startswith(SPACES) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+from ..models.tokenization_captioner import starts_of_words
 
 
 def no_words(tokenizer: PreTrainedTokenizerBase) -> InputError:
@@ -38,7 +32,7 @@ class WordLimit(LogitsProcessor):
         if most < 1:
             raise InputError(f"`most` must be at least 1, got {most}")
         self.most = most
-        self.starts = torch.tensor(_starts_of_words(tokenizer, range(len(tokenizer))))  # (vocabulary)
+        self.starts = torch.tensor(starts_of_words(tokenizer, range(len(tokenizer))))  # (vocabulary)
         if not self.starts.any():
             raise no_words(tokenizer)
         # a caption may begin with a token that elsewhere goes on with a word
@@ -66,7 +60,7 @@ def places_of_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> l
     """
     special = set(tokenizer.all_special_ids)
     words: list[list[int]] = []
-    for place, (token, starts) in enumerate(zip(ids, _starts_of_words(tokenizer, ids), strict=True)):
+    for place, (token, starts) in enumerate(zip(ids, starts_of_words(tokenizer, ids), strict=True)):
         if token in special:
             continue
         if starts or not words:

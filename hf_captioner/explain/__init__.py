@@ -1,5 +1,7 @@
-"""Explanations of a caption: pictures of the attention, and how far the confidence can be believed, and the page that
-compares captioners."""
+"""
+Explanations of a caption: where a captioner looked for each word, and pictures and a page of it; how far its
+confidence can be believed; and the page that compares captioners.
+"""
 
 from .calibration import (
     auroc,
@@ -11,19 +13,31 @@ from .calibration import (
     save_calibration_picture,
 )
 from .comparison_page import ShownImage, ShownMaps, write_comparison_page
-from .pictures import overlay, save_attention_picture
+from .curves import deletion_and_insertion
+from .explanation import ExplainedWord, Explanation, explain
+from .methods import METHODS, token_maps
+from .page import write_page
+from .pictures import overlay, save_animation, save_grid
 
 __all__ = [
+    "METHODS",
+    "ExplainedWord",
+    "Explanation",
     "ShownImage",
     "ShownMaps",
     "auroc",
+    "deletion_and_insertion",
     "expected_calibration_error",
+    "explain",
     "fit_familiarity",
     "fit_temperature",
     "overlay",
     "reliability",
     "risk_coverage",
-    "save_attention_picture",
+    "save_animation",
     "save_calibration_picture",
+    "save_grid",
+    "token_maps",
     "write_comparison_page",
+    "write_page",
 ]

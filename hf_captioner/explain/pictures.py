@@ -1,71 +1,141 @@
-"""Pictures of a captioner's attention."""
+"""
+Pictures of an explanation: the photograph darker and with little colour, and on it yellow where the captioner looked
+and blue where the image speaks against the word. Yellow is brighter than all of the photograph, so the scale is one of
+brightness: people read it whatever colours they see, and paper without colours shows it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from ..files import replacing
 from ..models.image_reading import to_rgb
+from .explanation import Explanation
+
+FOR, AGAINST = (255, 214, 10), (60, 110, 255)  # the page has them, too
+BRIGHTNESS, COLOR = 0.6, 0.4  # what is left of the photograph's under a map
+SIDE = 480  # largest width or height of an animation's picture in pixels
 
 
-def overlay(image: Image.Image, weights: np.ndarray, color: tuple[int, int, int] = (255, 64, 0)) -> Image.Image:
+def overlay(image: Image.Image, weights: np.ndarray, borders: bool = False) -> Image.Image:
     """
-    Paints attention over an image: the larger the weight of a place, the stronger its colour.
+    A map painted over its image.
 
     Args:
         image: any size and mode.
-        weights: (h, w), not negative; scaled so that the largest one gets the strongest colour.
-        color: red, green, blue.
+        weights: (h, w); scaled so that the value furthest from zero gets the strongest colour.
+        borders: whether to show the regions as they are, with lines between them, rather than smoothly.
     """
     scaled = np.asarray(weights, dtype=np.float32)
-    scaled = scaled / max(float(scaled.max()), 1e-12)
+    scaled = scaled / max(float(np.abs(scaled).max()), 1e-12)
     image = to_rgb(image)  # first: an image that lies on its side has another size upright
-    mask = Image.fromarray(np.uint8(200 * scaled)).resize(image.size, Image.Resampling.BICUBIC)
-    return Image.composite(Image.new("RGB", image.size, color), image, mask)
+    shown = ImageEnhance.Brightness(ImageEnhance.Color(image).enhance(COLOR)).enhance(BRIGHTNESS)
+    way = Image.Resampling.NEAREST if borders else Image.Resampling.BILINEAR
+    for color, part in ((FOR, scaled), (AGAINST, -scaled)):
+        mask = Image.fromarray(np.uint8(255 * part.clip(0, 1))).resize(image.size, way)
+        shown.paste(color, mask=mask)
+    if borders:
+        draw = ImageDraw.Draw(shown)
+        for axis, count in enumerate(scaled.shape[::-1]):
+            for line in range(1, count):
+                place = line * image.size[axis] // count
+                ends = [(place, 0), (place, image.height)] if axis == 0 else [(0, place), (image.width, place)]
+                draw.line(ends, fill=(128, 128, 128))
+    return shown
 
 
-def save_attention_picture(
+def save_grid(
     path: str | Path,
-    images: Sequence[Image.Image],
-    words: Sequence[Sequence[str]],
-    maps: Sequence[np.ndarray],
+    explanations: Sequence[Explanation],
     columns: int = 9,
     side: float = 1.4,
+    borders: bool = False,
 ) -> None:
     """
-    Writes one picture: each image, followed by its attention map for every word of its caption.
+    Writes one picture: each image, followed by its map for every word of its caption.
 
     Args:
         path: file to write; its extension determines the format.
-        images: the images.
-        words: for each image, the text of every token.
-        maps: for each image, its attention maps (tokens, h, w).
+        explanations: of the images.
         columns: number of small pictures in a row.
         side: width of a small picture in inches.
-
-    Raises:
-        ValueError: if the lengths differ.
+        borders: as for [`overlay`].
     """
     # Figure instead of pyplot, which keeps global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    path = Path(path)
     tiles: list[tuple[Image.Image, str] | None] = []
-    for image, texts, weights in zip(images, words, maps, strict=True):
-        shown: list[tuple[Image.Image, str] | None] = [(to_rgb(image), "")]
-        shown += [(overlay(image, map_), text) for text, map_ in zip(texts, weights, strict=True)]
+    for one in explanations:
+        shown: list[tuple[Image.Image, str] | None] = [(to_rgb(one.image), "")]
+        shown += [(overlay(one.image, word.map, borders), word.text) for word in one.words]
         tiles += shown + [None] * (-len(shown) % columns)
     lines = max(len(tiles) // columns, 1)
-    figure = Figure(figsize=(columns * side, lines * side * 1.15))
+    # The tallest image says how high all of them are; the others stand in the middle of their places.
+    tallest = max((one.image.height / one.image.width for one in explanations), default=1.0)
+    figure = Figure(figsize=(columns * side, lines * (side * min(tallest, 3) + 0.25)))
     FigureCanvasAgg(figure)
     for axes, tile in zip(figure.subplots(lines, columns, squeeze=False).flat, tiles, strict=True):
         axes.axis("off")
         if tile is not None:
             axes.imshow(tile[0])
-            axes.set_title(tile[1], fontsize=9)
+            axes.set_title(tile[1], fontsize=9, parse_math=False)  # a word with $ is no formula
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, format=path.suffix[1:] or "png", bbox_inches="tight", pad_inches=0.05)
 
 
-__all__ = ["overlay", "save_attention_picture"]
+def save_animation(
+    path: str | Path, explanation: Explanation, milliseconds: int = 800, borders: bool = False, side: int = SIDE
+) -> None:
+    """
+    Writes an animated WebP: word by word the map over the image, and under it the caption with the word in colour.
+
+    Args:
+        path: file to write.
+        explanation: what to show.
+        milliseconds: for each word.
+        borders: as for [`overlay`].
+        side: largest width or height of the image in pixels.
+    """
+    import matplotlib
+
+    path = Path(path)
+    image = explanation.image
+    scale = side / max(image.size)
+    image = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    width = max(image.width, 200)
+    # matplotlib's font knows more alphabets than Pillow's own.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 18)
+    places, height = _set_text([word.text for word in explanation.words], font, width)
+    frames = []
+    for current, word in enumerate(explanation.words):
+        frame = Image.new("RGB", (width, image.height + height), (24, 24, 24))
+        frame.paste(overlay(image, word.map, borders), ((width - image.width) // 2, 0))
+        draw = ImageDraw.Draw(frame)
+        for index, (other, (x, y)) in enumerate(zip(explanation.words, places, strict=True)):
+            color = FOR if index == current else (200, 200, 200)
+            draw.text((x, image.height + y), other.text, fill=color, font=font)
+        frames.append(frame)
+    with replacing(path) as part:
+        frames[0].save(
+            part, "WEBP", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, quality=80
+        )
+
+
+def _set_text(words: Sequence[str], font, width: int, pad: int = 8) -> tuple[list[tuple[int, int]], int]:
+    """Where each word stands in lines of this width, and the height of all lines."""
+    places, x, y, line = [], pad, pad, font.size + 6
+    for word in words:
+        length = round(font.getlength(word))
+        if x > pad and x + length > width - pad:
+            x, y = pad, y + line
+        places.append((x, y))
+        x += length + pad
+    return places, y + line + pad
+
+
+__all__ = ["overlay", "save_animation", "save_grid"]

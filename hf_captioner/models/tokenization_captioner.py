@@ -12,6 +12,7 @@ SPECIAL_TOKENS = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<bos
 KINDS = ("word", "bpe")
 
 _SPACE = "\u2581"  # stands for the space in front of a word, so that decoding restores the spacing
+SPACES = (_SPACE, "\u0120")  # how tokens say that a space stands before them: word-level, byte-level
 
 
 def _normalizer() -> normalizers.Normalizer:
@@ -136,6 +137,11 @@ def decode_captions(tokenizer, tokens) -> list[str]:
     tokens = torch.as_tensor(tokens)
     tokens = tokens.masked_fill(tokens < 0, tokenizer.pad_token_id)
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def starts_of_words(tokenizer, tokens: Sequence[int]) -> list[bool]:
+    """For each token, whether it stands behind a space."""
+    return [token.startswith(SPACES) for token in tokenizer.convert_ids_to_tokens(list(tokens))]
 
 
 def token_texts(tokenizer, tokens: Sequence[int]) -> list[str]:

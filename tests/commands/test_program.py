@@ -25,7 +25,7 @@ from hf_captioner.commands.shipped import CONFIGS, find_config
 from hf_captioner.data import shapes_dataset
 from hf_captioner.errors import InputError
 
-COMMANDS = [*PASSED_ON, "caption", "convert"]
+COMMANDS = [*PASSED_ON, "caption", "convert", "explain"]
 
 
 def start(*parts: str, code: str | None = None, **options) -> subprocess.Popen:
@@ -86,7 +86,7 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
         "compare": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
     }
     peer_folder(Path("their_vit_gpt2"))
-    for command in ("train", "evaluate", "compare", "card", "benchmark", "caption", "convert"):
+    for command in ("train", "evaluate", "compare", "card", "benchmark", "caption", "convert", "explain"):
         for example in examples(help_of(command, capsys)):
             feeder, _, call = example.rpartition("|")
             if feeder:
@@ -94,6 +94,7 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
                 monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fed)))
             program([*shlex.split(call)[1:], *cut.get(command, [])])
     assert Path("outputs/quickstart/model.safetensors").exists() and Path("outputs/dot/model.safetensors").exists()
+    assert all(Path(name).stat().st_size > 5000 for name in ("page.html", "words.png", "words.webp"))
     assert "95 % interval" in Path("outputs/quickstart/README.md").read_text()
     assert Path("outputs/theirs/metrics.json").exists() and Path("outputs/comparison/comparison.html").exists()
     assert len(json.loads(Path("outputs/comparison_of_three/comparison.json").read_text())["comparisons"]) == 3
