@@ -1,4 +1,4 @@
-"""
+r"""
 Compares captioners on the same images: is one better than another, or was it chance?
 
     hf-captioner compare outputs/quickstart_evaluation/captions.json results.json --data shapes:rows=200,seed=1 \
