@@ -3,15 +3,14 @@
 import base64
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from testing.browser import fits
 
 from hf_captioner.explain import ShownImage, ShownMaps, write_comparison_page
 
-CHROMIUM = shutil.which("chromium")
 NASTY = "</script><b>$DATA $TITLE"
 
 
@@ -92,83 +91,56 @@ def test_pictures_are_small(page):
     assert kind == "data:image/jpeg;base64" and len(content) < 60_000  # noise is the largest that there is
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; `make browser` installs it")
-@pytest.mark.parametrize("width,scheme", [(360, "light"), (1000, "dark")])
-def test_the_page_in_a_browser(page, tmp_path, width, scheme):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium; `make browser` installs it")
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.select import Select
+@pytest.mark.parametrize("width,dark", [(360, False), (1000, True)])
+def test_the_page_in_a_browser(page, open_page, width, dark):
+    opened = open_page(page, width=width, height=700, dark=dark)
+    articles = opened.locator("article")
+    verdict = opened.locator("#verdict")
 
-    driver_path = shutil.which("chromedriver")
-    if driver_path is None:
-        pytest.skip("no chromedriver; `make browser` installs it")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    try:
-        metrics = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        browser.get(page.as_uri())
+    def order():
+        return [int(re.match(r"Image (\d+)", title)[1]) for title in articles.locator("h2").all_inner_texts()]
 
-        def find(selector):
-            return browser.find_elements(By.CSS_SELECTOR, selector)
+    def focused():
+        return opened.locator(":focus")
 
-        def order():
-            return [int(re.match(r"Image (\d+)", title.text)[1]) for title in find("article h2")]
+    assert order() == [5, 7, 3] and "one ahead by 0.4000" in articles.locator("h2").first.inner_text()
+    # What counts is p after Holm's correction, for there are two pairs.
+    assert "difference +0.3000" in verdict.inner_text()
+    assert "p 0.0200 after Holm's correction." in verdict.inner_text()
+    opened.select_option("#order", "second")
+    assert order() == [3, 7, 5]
+    opened.select_option("#order", "near")
+    assert order() == [7, 3, 5]
+    opened.select_option("#order", "first")
 
-        def choose(name, value):
-            Select(browser.find_element(By.ID, name)).select_by_value(value)
+    # keys alone: a metric by its button, the next image, its words
+    opened.locator("tbody button", has_text="chair_s").press("Enter")
+    assert order()[0] == 7 and "one ahead by 1.0000" in articles.locator("h2").first.inner_text()  # lower is better
+    assert focused().inner_text() == "chair_s" and "it may be chance" in verdict.inner_text()
+    for key in "jjk":
+        opened.keyboard.press(key)
+    first = articles.first
+    assert first.evaluate("element => element === document.activeElement")
+    opened.keyboard.press("Tab")
+    opened.keyboard.press("Tab")
+    word = focused()
+    assert word.inner_text() == "dog" and word.get_attribute("aria-pressed") == "true"
+    canvas = first.locator("canvas")
+    assert canvas.is_visible()
 
-        body = browser.find_element(By.TAG_NAME, "body")
-        verdict = browser.find_element(By.ID, "verdict")
-        assert order() == [5, 7, 3] and "one ahead by 0.4000" in find("article h2")[0].text
-        # What counts is p after Holm's correction, for there are two pairs.
-        assert "difference +0.3000" in verdict.text and "p 0.0200 after Holm's correction." in verdict.text
-        choose("order", "second")
-        assert order() == [3, 7, 5]
-        choose("order", "near")
-        assert order() == [7, 3, 5]
-        choose("order", "first")
+    def pixel(x, y):
+        return canvas.evaluate(f"canvas => [...canvas.getContext('2d').getImageData({x}, {y}, 1, 1).data]")
 
-        # keys alone: a metric by its button, the next image, its words
-        button = next(found for found in find("tbody button") if found.text == "chair_s")
-        button.send_keys(Keys.ENTER)
-        assert order()[0] == 7 and "one ahead by 1.0000" in find("article h2")[0].text  # lower is better
-        assert browser.switch_to.active_element.text == "chair_s" and "it may be chance" in verdict.text
-        for key in "jjk":
-            body.send_keys(key)
-        first = find("article")[0]
-        assert browser.switch_to.active_element == first
-        browser.switch_to.active_element.send_keys(Keys.TAB, Keys.TAB)
-        assert browser.switch_to.active_element.text == "dog"
-        word = browser.switch_to.active_element
-        assert word.get_attribute("aria-pressed") == "true"
-        pixel = "return [...arguments[0].getContext('2d').getImageData(%d, %d, 1, 1).data]"
-        canvas = first.find_element(By.TAG_NAME, "canvas")
-        assert canvas.is_displayed()
-        assert browser.execute_script(pixel % (140, 60), canvas) == [255, 234, 70, 255]  # the map's largest value
-        assert browser.execute_script(pixel % (60, 20), canvas) == [0, 34, 78, 255]
-        word.send_keys(Keys.ESCAPE)
-        assert not canvas.is_displayed()
+    assert pixel(140, 60) == [255, 234, 70, 255]  # the map's largest value
+    assert pixel(60, 20) == [0, 34, 78, 255]
+    opened.keyboard.press("Escape")
+    assert not canvas.is_visible()
 
-        assert NASTY in first.text
-        choose("pair", "1")
-        assert [title.text for title in find("thead th")][:3] == ["metric", "one", NASTY]
-        assert find("article .said p")[0].text == "(no words)"
-        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        colors = [
-            browser.execute_script(f"return getComputedStyle(document.body).{n}") for n in ("color", "background")
-        ]
-        lightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors]
-        assert (lightness[0] > lightness[1]) == (scheme == "dark")
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
+    assert NASTY in first.inner_text()
+    opened.select_option("#pair", "1")
+    assert opened.locator("thead th").all_inner_texts()[:3] == ["metric", "one", NASTY]
+    assert articles.locator(".said p").first.inner_text() == "(no words)"
+    assert fits(opened)
+    colors = [opened.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor")]
+    lightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors]
+    assert (lightness[0] > lightness[1]) == dark
