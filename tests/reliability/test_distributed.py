@@ -90,8 +90,11 @@ def trimmed(lines: str) -> list:
     return [[(i, [t for t in tokens if t not in (1, -100)]) for i, tokens in json.loads(line)] for line in lines]
 
 
+LONG = [pytest.param(system, marks=pytest.mark.long) for system in ("cross-entropy", "CNN-Transformer")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", ["hard attention", "by reward", *LONG])
 def test_two_processes_train_and_measure_as_one(tmp_path, system):
     """Seven images are evaluated: the shards are uneven."""
     options = settings(**{**SYSTEMS[system], **SAME})
@@ -133,6 +136,7 @@ train.main(sys.argv[1:])
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_dies_ends_the_training_with_its_traceback(tmp_path, faults):
     script = tmp_path / "dies.py"
     what = "raise ArithmeticError('of the second process')"

@@ -130,6 +130,10 @@ def test_a_killed_training_comes_to_the_same_end(tmp_path, faults):
 
 
 LONG = {
+    "RNN, averaged weights, mirrored images, two data workers": (
+        one_stage(**RNN, ema_decay=0.9, flip=True, dataloader_num_workers=2),
+        1,
+    ),
     "RNN, two data workers": (one_stage(**RNN, dataloader_num_workers=2), 1),
     "hard attention": (one_stage(**HARD), 1),
     "hard attention, workers that stay": (
