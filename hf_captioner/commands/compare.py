@@ -36,8 +36,9 @@ from ..metrics.comparison import LOWER_IS_BETTER
 from ..metrics.scores import Scores
 from ..models.tokenization_captioner import decode_captions, token_texts
 from . import evaluate, run
+from .captioning import Images, caption_images, describe_data, image_ids, versions, write_json
 from .decoding_options import DecodingArguments
-from .evaluate import Images, caption_images, describe_data, image_ids, objects_in, read_given, versions, write_json
+from .evaluate import objects_in, read_given
 from .inputs import SourceArguments, read_captioner, read_captions, refusing
 from .parsing import CommandParser
 

@@ -1,0 +1,270 @@
+"""Captions of a data set's images, for what measures them: a run that was stopped goes on, a bad image is a row."""
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from .. import CaptionerProcessor, __version__
+from ..data.reading import decode_image, undecoded
+from ..data.sources import where
+from ..errors import InputError
+from ..files import replacing
+from ..models.image_reading import to_rgb
+from ..models.pipeline_captioner import needs_images
+from ..models.tokenization_captioner import decode_captions
+from ..sharing.card import weights_sha256
+from .decoding_options import DecodingArguments
+from .inputs import read_captioner
+
+if TYPE_CHECKING:
+    from .evaluate import Arguments
+
+# What reads and resizes images, runs the model and makes words of its tokens: captions can change with their versions.
+CAPTION_VERSIONS = ("hf_captioner", "torch", "transformers", "tokenizers", "pillow", "torchvision")
+
+
+def caption_images(
+    args: "Arguments", decoding: DecodingArguments, dataset: Dataset, ids: list[int], state: PartialState
+) -> tuple:
+    """
+    Captions all images of a data set, those left out that an earlier run with the same setting captioned.
+
+    Returns:
+        the model, its processor, the captions of each image, none of one that cannot be read, the setting that
+        determines them, and by row why images could not be read.
+    """
+    folder = Path(args.output_dir)
+    model, processor = read_captioner(args.model)
+    model = model.to(state.device).eval()
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens")
+    options = {name: getattr(args, name) for name in names}
+    search = decoding.options(model, processor, state.process_index, **options)
+    model.generation_config.update(**{name: value for name, value in options.items() if value is not None})
+
+    setting = describe(args, dataset, ids, model, processor)
+    used = {name: value for name, value in decoding.settings().items() if value is not None}
+    setting |= {"decoding": used} if used else {}
+    captions, _ = earlier_captions(folder, setting, ids)
+    state.wait_for_everyone()  # all have read what is there before any adds to it
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "setting.json", setting)
+    state.wait_for_everyone()
+    missing = [row for row in range(len(dataset)) if row not in captions]
+    mine = missing[state.process_index :: state.num_processes]
+    write_captions(model, processor, dataset, mine, args, folder / "progress", state, search)
+    state.wait_for_everyone()
+    captions, errors = earlier_captions(folder, setting, ids)
+    state.wait_for_everyone()  # all have read them before they are put in one place
+    sets = [captions.get(row, []) for row in range(len(dataset))]
+    if state.is_main_process:
+        if decoding.num_return_sequences is not None:
+            pairs = [(number, each) for number, each in zip(ids, sets, strict=True) if each]
+            write_json(
+                folder / "caption_sets.json", [{"image_id": number, "captions": each} for number, each in pairs]
+            )
+        (folder / "errors.json").unlink(missing_ok=True)
+        if errors:
+            named = [{"image_id": ids[row], "error": errors[row]} for row in sorted(errors)]
+            write_json(folder / "errors.json", named)
+        write_results(folder / "captions.json", ids, [texts[:1] for texts in sets])
+        shutil.rmtree(folder / "progress", ignore_errors=True)
+    return model, processor, sets, setting, errors
+
+
+def describe(args: "Arguments", dataset: Dataset, ids: list[int], model, processor: CaptionerProcessor) -> dict:
+    """
+    The settings that determine the captions, and those that a comparison of metrics needs. Captions of an earlier run
+    are used again only if all of them are the same.
+    """
+    generation = model.generation_config
+    return {
+        "model": args.model,
+        "model_type": model.config.model_type,
+        "weights_sha256": weights_sha256(Path(args.model)),
+        **describe_data(args, dataset, ids),
+        "num_beams": generation.num_beams or 1,
+        "length_penalty": 1.0 if generation.length_penalty is None else generation.length_penalty,
+        "no_repeat_ngram_size": generation.no_repeat_ngram_size or 0,
+        "max_new_tokens": generation.max_new_tokens,
+        "generation_config": {k: v for k, v in generation.to_dict().items() if k != "transformers_version"},
+        "processor_sha256": processor_sha256(processor),
+        "versions": {name: versions()[name] for name in CAPTION_VERSIONS},
+    }
+
+
+def describe_data(args: "Arguments", dataset: Dataset, ids: list[int]) -> dict:
+    references = dataset["captions"][:]
+    return {
+        "data": args.data,
+        "split": args.split,
+        "num_images": len(references),
+        "num_references": sum(map(len, references)),
+        "references_sha256": hashlib.sha256(json.dumps([ids, references]).encode()).hexdigest(),
+    }
+
+
+def processor_sha256(processor: CaptionerProcessor) -> str:
+    """Of the settings files that the processor is saved as: preprocessing and vocabulary."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        for path in sorted(Path(folder).glob("*.json")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "hf_captioner": __version__}
+    libraries = ("torch", "transformers", "tokenizers", "pillow", "torchvision", "accelerate", "numpy", "nltk")
+    for name in (*libraries, "pycocoevalcap"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def image_ids(dataset: Dataset, column: str | None) -> list[int]:
+    """One integer for each image, as the COCO results format has it."""
+    if column is None:
+        column = "image_id" if "image_id" in dataset.column_names else None
+    elif column not in dataset.column_names:
+        raise InputError(f"`id_column` must be one of {', '.join(dataset.column_names)}, got {column!r}")
+    ids = list(range(len(dataset))) if column is None else dataset[column][:]
+    for row, number in enumerate(ids):
+        if type(number) is not int:
+            raise InputError(f"`{column}[{row}]` must be an integer, got {number!r}")
+    if len(set(ids)) < len(ids):
+        twice = next(number for number in ids if ids.count(number) > 1)
+        raise InputError(f"`{column}` must be another for every image, got {twice} twice")
+    return ids
+
+
+def earlier_captions(folder: Path, setting: dict, ids: list[int]) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """
+    Each row's captions, the best first, that earlier runs with the same setting wrote, finished or interrupted; and by
+    row why an image could not be read in the interrupted ones.
+    """
+    if not (folder / "setting.json").exists():
+        return {}, {}
+    before = json.loads((folder / "setting.json").read_text("utf-8"))
+    if before != json.loads(json.dumps(setting)):
+        name = next(name for name in {**before, **setting} if before.get(name) != setting.get(name))
+        raise InputError(
+            f"`output_dir` must be new or hold captions of the same setting, got {folder} with {name} = "
+            f"{before.get(name)!r} instead of {setting.get(name)!r}"
+        )
+    captions: dict[int, list[str]] = {}
+    errors: dict[int, str] = {}
+    if (folder / "captions.json").exists():  # written last
+        several = (folder / "caption_sets.json").exists()
+        results = json.loads((folder / f"caption{'_sets' if several else 's'}.json").read_text("utf-8"))
+        rows = {number: row for row, number in enumerate(ids)}
+        captions = {rows[each["image_id"]]: each["captions"] if several else [each["caption"]] for each in results}
+    for path in sorted((folder / "progress").glob("*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                row, texts, *error = json.loads(line)
+            except ValueError:  # the process was stopped while it wrote this line, its last
+                continue
+            if error:
+                errors[row] = error[0]
+            else:
+                captions[row] = texts
+    return captions, {row: error for row, error in errors.items() if row not in captions}
+
+
+class Pictures(TorchDataset):
+    """Pairs of a row and its picture, or why there is none."""
+
+    def __init__(self, dataset: Dataset, rows: list[int], source: str):
+        self.images, self.rows, self.source = undecoded(dataset), rows, source
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[int, Image.Image | str]:
+        row = self.rows[place]
+        try:
+            return row, decode_image(self.images[row]["image"], where("image", row, self.source))
+        except InputError as error:
+            return row, str(error)
+
+
+class Images:
+    """The images of a data set, decoded when they are accessed, and seen as the captioner sees them."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, rows: slice) -> list:
+        return [to_rgb(image) for image in self.dataset[rows]["image"]]
+
+
+@torch.inference_mode()
+def write_captions(
+    model, processor, dataset, rows: list[int], args: "Arguments", folder: Path, state, search: dict
+) -> None:
+    """
+    Captions `rows` of the data set, with options of `generate()`; each batch is written as soon as it is there, as
+    lines [row, captions], or [row, null, error] of an image that cannot be read.
+    """
+    if not rows:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_images = needs_images(search.get("custom_generate"))
+
+    def collate(batch):
+        read = {row: to_rgb(picture) for row, picture in batch if not isinstance(picture, str)}
+        unread = [(row, None, error) for row, error in batch if row not in read]
+        photos = list(read.values())
+        inputs = processor(images=photos, return_tensors="pt") if photos else None
+        return list(read), inputs, {"images": photos} if keep_images else {}, unread
+
+    loader = DataLoader(
+        Pictures(dataset, rows, args.data),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        collate_fn=collate,
+    )
+    progress = tqdm(total=len(rows), desc="captioning", unit="image", disable=not state.is_local_main_process)
+    # a file of its own for each run and process: nothing is ever added to a file that may end in half a line
+    with open(folder / f"{time.time_ns()}-{state.process_index}.jsonl", "w", encoding="utf-8") as file, progress:
+        for read, inputs, more, lines in loader:
+            if read:
+                tokens = model.generate(**inputs.to(state.device), **more, **search)
+                captions = decode_captions(processor.tokenizer, tokens.cpu())
+                each = len(captions) // len(read)
+                lines += [(row, captions[place * each : (place + 1) * each]) for place, row in enumerate(read)]
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            progress.update(len(lines))
+
+
+def write_results(path: Path, ids: list[int], sets: list[list[str]]) -> None:
+    """The COCO results format."""
+    pairs = zip(ids, sets, strict=True)
+    write_json(path, [{"image_id": number, "caption": text} for number, texts in pairs for text in texts])
+
+
+def write_json(path: Path, content) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
