@@ -59,13 +59,21 @@ def attention(model: PreTrainedModel, pixel_values: torch.Tensor, tokens: torch.
     Raises:
         InputError: if the model does not attend.
     """
+    weights, grid = _weights(model, pixel_values, tokens)
+    return weights[:, model.vision_encoder.num_prefix_regions :].unflatten(-1, grid)
+
+
+def _weights(
+    model: PreTrainedModel, pixel_values: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Attention of each token (T, L) to all regions, prefix tokens that are kept included, and the grid."""
     if not model.config.attends:
         raise InputError("`method` must be gradient or occlusion for a captioner without attention, got attention")
     regions, grid = model.vision_encoder(pixel_values)
     outputs = model(
         image_features=regions, grid=grid, decoder_input_ids=tokens[None, :-1], use_cache=False, output_attentions=True
     )
-    return outputs.cross_attentions[-1][0].mean(0).unflatten(-1, grid)
+    return outputs.cross_attentions[-1][0].mean(0), grid
 
 
 def roll_out(attentions: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -94,7 +102,8 @@ def vision_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
     captioner reads.
 
     Returns:
-        (L, L): rows are regions, columns patches; class and register tokens are left out, and rows sum to 1 again.
+        (L, patches): rows are regions, of prefix tokens those that the captioner keeps; columns have no place for
+        class and register tokens, and rows sum to 1 again.
         `None` if the vision model does not have attention from every token to every other.
     """
     encoder = model.vision_encoder
@@ -103,7 +112,8 @@ def vision_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
     with eager_attention(encoder.model):
         outputs = encoder.model(pixel_values=pixel_values, output_attentions=True)
     attentions = getattr(outputs, "attentions", None) or ()
-    patches = encoder(pixel_values)[0].shape[1]
+    regions, grid = encoder(pixel_values)
+    patches = grid[0] * grid[1]
     shapes = {None if layer is None else tuple(layer.shape) for layer in attentions}
     shape = shapes.pop() if len(shapes) == 1 else None
     if shape is None or len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3] or shape[3] < patches:
@@ -113,7 +123,7 @@ def vision_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
     for index in read:
         below = attentions[: index % (len(attentions) + 1)]  # hidden state 0 is the embeddings, before all layers
         joint = roll_out(below) if below else torch.eye(shape[3]).to(pixel_values)
-        joint = joint[-patches:, -patches:]
+        joint = joint[-regions.shape[1] :, -patches:]
         flows.append(joint / joint.sum(-1, keepdim=True))
     return torch.stack(flows).mean(0)
 
@@ -127,7 +137,7 @@ def rollout(model: PreTrainedModel, pixel_values: torch.Tensor, tokens: torch.Te
     Raises:
         InputError: if the model does not attend, or there are no such layers.
     """
-    maps = attention(model, pixel_values, tokens)
+    looked, grid = _weights(model, pixel_values, tokens)
     flow = vision_rollout(model, pixel_values)
     layers = model.get_encoder()(pixel_values=pixel_values, output_attentions=True).attentions
     if flow is None and not layers:
@@ -135,12 +145,10 @@ def rollout(model: PreTrainedModel, pixel_values: torch.Tensor, tokens: torch.Te
             "`method` rollout must have an encoder that attends from every region to every other, got "
             f"{model.vision_encoder.model.config.model_type!r} without encoder layers"
         )
-    looked = maps.flatten(1)
     if layers:
         looked = looked @ roll_out(layers)
-    if flow is not None:
-        looked = looked @ flow
-    return looked.unflatten(-1, maps.shape[1:])
+    looked = looked[:, model.vision_encoder.num_prefix_regions :] if flow is None else looked @ flow
+    return looked.unflatten(-1, grid)
 
 
 def integrated_gradients(
@@ -156,7 +164,8 @@ def integrated_gradients(
 
     Returns:
         (T, h, w), positive where a region speaks for the token. Completeness: but for the finite steps, a map's sum is
-        the log-probability with the image less the one with the blank image. Not of hard attention, which jumps from
+        the log-probability with the image less the one with the blank image; the share of prefix tokens that the
+        captioner keeps has no place in it. Not of hard attention, which jumps from
         region to region, and no gradient knows of jumps.
 
     Raises:
@@ -185,7 +194,7 @@ def integrated_gradients(
             n_steps=steps,
             internal_batch_size=max(CHUNK, count),
         )
-    return maps.detach().sum(-1).unflatten(-1, grid)
+    return maps.detach().sum(-1)[:, model.vision_encoder.num_prefix_regions :].unflatten(-1, grid)
 
 
 @torch.no_grad()

@@ -237,3 +237,20 @@ def test_deletion_and_insertion_are_curves_drawn_by_hand(steps, double):
         curves.append(float(sum(areas)))
     found = deletion_and_insertion(model, images, TOKENS, 2, weights, steps)
     assert found == pytest.approx(curves) and found[0] != pytest.approx(found[1])
+
+
+def test_prefix_tokens_that_are_kept_have_no_place_in_a_map(double):
+    """The class token is one of the regions, and of no cell."""
+    model, images = start("vit_transformer", keep_prefix_tokens=True)
+    assert model.vision_encoder(images)[0].shape[1] == 17
+    with torch.no_grad():
+        outputs = model(pixel_values=images, decoder_input_ids=TOKENS[None, :-1], output_attentions=True)
+    weights = outputs.cross_attentions[-1][0].mean(0)
+    torch.testing.assert_close(METHODS["attention"](model, images, TOKENS), weights[:, 1:].unflatten(-1, (4, 4)))
+    flow = vision_rollout(model, images)
+    expected = torch.zeros(4, 16)
+    for region in range(17):
+        expected += weights[:, region, None] * flow[region]
+    torch.testing.assert_close(METHODS["rollout"](model, images, TOKENS), expected.unflatten(-1, (4, 4)))
+    for method in ("gradient", "occlusion"):
+        assert METHODS[method](model, images, TOKENS).shape == (4, 4, 4)
