@@ -49,15 +49,13 @@ if TYPE_CHECKING or _HAS_TORCH:
         type="multimodal",
     )
 
+    def _generation_options(*args, **kwargs):
+        # Imported on first use. The pipeline, which travels to the Hub alone, knows of no searches but transformers'.
+        from .decoding import generation_options
 
-def _generation_options(*args, **kwargs):
-    # Imported on first use. The pipeline, which travels to the Hub alone, knows of no searches but transformers' own.
-    from .decoding import generation_options
+        return generation_options(*args, **kwargs)
 
-    return generation_options(*args, **kwargs)
-
-
-ImageCaptioningPipeline.named_options = staticmethod(_generation_options)
+    ImageCaptioningPipeline.named_options = staticmethod(_generation_options)
 
 if TYPE_CHECKING:
     from .trainers import CaptioningTrainer, SelfCriticalTrainer

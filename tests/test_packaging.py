@@ -15,7 +15,7 @@ import yaml
 from testing import ROOT
 
 import hf_captioner
-from hf_captioner.commands import evaluate
+from hf_captioner.commands import captioning
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -74,8 +74,8 @@ def test_reports_have_the_version_of_the_code_that_runs(monkeypatch):
     def not_installed(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(evaluate, "version", not_installed)
-    assert evaluate.versions()["hf_captioner"] == hf_captioner.__version__
+    monkeypatch.setattr(captioning, "version", not_installed)
+    assert captioning.versions()["hf_captioner"] == hf_captioner.__version__
 
 
 def test_hooks_use_the_ruff_of_the_constraints():

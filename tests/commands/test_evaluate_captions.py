@@ -20,7 +20,7 @@ from hf_captioner import (
     RnnCaptionerForConditionalGeneration,
     train_tokenizer,
 )
-from hf_captioner.commands import confidence, evaluate
+from hf_captioner.commands import captioning, confidence, evaluate
 from hf_captioner.data import load_captions
 from hf_captioner.errors import InputError
 from hf_captioner.metrics import (
@@ -226,8 +226,8 @@ def test_captions_of_another_preprocessing_are_not_mixed_in(script, model_folder
 @pytest.mark.parametrize("library", ["torch", "transformers", "tokenizers", "pillow"])
 def test_captions_of_other_versions_are_not_mixed_in(script, model_folder, tmp_path, monkeypatch, library):
     run(script, model_folder, tmp_path)
-    installed = evaluate.versions()
-    monkeypatch.setattr(evaluate, "versions", lambda: installed | {library: "0.0.1"})
+    installed = captioning.versions()
+    monkeypatch.setattr(captioning, "versions", lambda: installed | {library: "0.0.1"})
     with pytest.raises(ValueError, match=f"`output_dir` must be new .* versions = .*'{library}': '0.0.1'"):
         run(script, model_folder, tmp_path)
 

@@ -88,7 +88,7 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
     peer_folder(Path("their_vit_gpt2"))
     for command in ("train", "evaluate", "compare", "card", "benchmark", "caption", "convert", "explain"):
         for example in examples(help_of(command, capsys)):
-            feeder, _, call = example.rpartition("|")
+            feeder, _, call = example.rpartition(" | ")
             if feeder:
                 fed = subprocess.run(shlex.split(feeder), capture_output=True, check=True).stdout
                 monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fed)))

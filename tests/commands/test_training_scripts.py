@@ -50,13 +50,13 @@ def test_a_second_stage_is_rewarded_and_reuses_the_features(tmp_path):
     first, cache = tmp_path / "first", tmp_path / "features"
     common = dict(feature_cache=cache, freeze_vision=True)
     train.main(arguments(first, **common))
-    made = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    made = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
     assert len(made) == 2
     recipe = ROOT / "training/configs/flickr8k_rnn_additive_scst.yaml"
     second = dict(common, config=recipe, model=first, samples_per_image=3, bf16=False, logging_steps=1)
     second |= dict(reward='{"cider_d": 1.0, "bleu_4": 0.5}', per_device_train_batch_size=8, flip=False)
     train.main(arguments(tmp_path / "whole", **second))
-    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == made
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == made
     log = json.loads((tmp_path / "whole/trainer_state.json").read_text())["log_history"]
     lines = [line for line in log if "reward" in line]
     assert len(lines) == 4 and all(0 <= line["reward"] <= 10.5 and line["reward_std"] > 0 for line in lines)

@@ -97,7 +97,7 @@ def test_answers_as_the_pipeline(name, tmp_path):
             assert [token["token"] for token in one["tokens"]] == [token["token"] for token in two["tokens"]]
             probabilities = [[token["probability"] for token in each["tokens"]] for each in (one, two)]
             np.testing.assert_allclose(*probabilities, rtol=2e-4)
-            assert one.get("familiarity") == pytest.approx(two.get("familiarity"), rel=1e-4)
+            assert one.get("familiarity", 1.0) == pytest.approx(two.get("familiarity", 1.0), rel=1e-4)
             assert ("attention" in one) == attention
             if attention:
                 np.testing.assert_allclose(one["attention"], two["attention"], atol=1e-5)
