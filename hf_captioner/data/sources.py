@@ -330,7 +330,8 @@ def _read_table(paths: list[Path], report: Report) -> Dataset:
 def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[str, list[str | None]] | None:
     """
     Reports rows that do not have as many fields as the header, which pandas would shift or fill, and returns the
-    columns without them, as text; `None` if there are no such rows.
+    columns without them, as text; `None` if there are no such rows, and no NUL either, at which pandas before 3.1 cuts a
+    text off.
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -350,7 +351,7 @@ def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[
         ) from error
     if not rows:
         raise InputError(f"`source` must have at least one row, got none in {path}")
-    if not bad:
+    if not bad and "\0" not in text:
         return None
     return {name: [row[place] or None for row in rows] for place, name in enumerate(header)}
 

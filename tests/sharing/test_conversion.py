@@ -10,7 +10,6 @@ from PIL import Image
 from testing.peers import CAPTIONS, SHAPES, peer_folder, random_peer
 from testing.tiny_models import random_images, random_labels
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -20,6 +19,7 @@ from transformers import (
     VisionEncoderDecoderConfig,
     pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17's top demands torchvision
 
 from hf_captioner.commands.program import program
 from hf_captioner.data import CaptionCollator, shapes_dataset
