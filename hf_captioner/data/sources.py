@@ -330,8 +330,8 @@ def _read_table(paths: list[Path], report: Report) -> Dataset:
 def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[str, list[str | None]] | None:
     """
     Reports rows that do not have as many fields as the header, which pandas would shift or fill, and returns the
-    columns without them, as text; `None` if there are no such rows, and no NUL either, at which pandas before 3.1 cuts a
-    text off.
+    columns without them, as text; `None` if there are no such rows, and no NUL either, at which pandas before 3.1 cuts
+    a text off.
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
