@@ -100,7 +100,7 @@ def test_answers_as_the_pipeline(name, tmp_path):
             assert one.get("familiarity", 1.0) == pytest.approx(two.get("familiarity", 1.0), rel=1e-4)
             assert ("attention" in one) == attention
             if attention:
-                np.testing.assert_allclose(one["attention"], two["attention"], atol=1e-5)
+                np.testing.assert_allclose(one["attention"], two["attention"], atol=1e-4)
             seen.add(one["generated_text"])
     assert len(seen) > len(images), "images and searches must matter"
 
