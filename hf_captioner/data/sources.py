@@ -319,7 +319,7 @@ def _read_table(paths: list[Path], report: Report) -> Dataset:
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         columns = _csv_columns(path, text, separator, report)
         if columns is not None:
-            return Dataset.from_dict(columns)
+            return _loaded(str(path), Dataset.from_dict, columns)
         # "NA" and "null" are texts like others; only an empty cell is a missing one.
         options = {"sep": separator, "keep_default_na": False, "na_values": [""], "index_col": False}
     names = ", ".join(str(path) for path in paths[:3])
