@@ -40,7 +40,8 @@ class WholeWeightsMixin(PreTrainedModel):
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
         everything = self.state_dict()
-        sizes = {name: everything[name].numel() for name in missing_keys if name in everything}
+        # In the model's order, so that of several equally large ones always the same is named.
+        sizes = {name: tensor.numel() for name, tensor in everything.items() if name in missing_keys}
         missing = sum(sizes.values())
         present = sum(tensor.numel() for tensor in everything.values()) - missing
         if missing > max(present, _FEW):
