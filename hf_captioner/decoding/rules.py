@@ -1,7 +1,7 @@
 """Rules about words for `generate(logits_processor=...)`, for vocabularies of words and of parts of words alike."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -37,6 +37,27 @@ class _WordRule(LogitsProcessor):
     def forbidden(self, words: list[str]) -> list[int]:
         """The tokens that may not follow these words."""
         raise NotImplementedError
+
+    def completing(self, words: list[str], phrases: Callable[[list[str]], Iterable[Sequence[str]]]) -> list[int]:
+        """
+        The tokens with which a phrase would have been said, the last of its words as far as its letters go.
+
+        Args:
+            words: said so far.
+            phrases: gives phrases, given the words that are whole.
+        """
+        found = []
+        for going_on in (False, True):  # a token that begins a word, or one that goes on with the last
+            if going_on and not words:
+                continue
+            whole, begun = (words[:-1], words[-1]) if going_on else (words, "")
+            for *before, last in phrases(whole):
+                if whole[len(whole) - len(before) :] == before and last.startswith(begun):
+                    rest = last[len(begun) :]
+                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else SPACES)]
+                    if not words:  # a caption may begin with a token that elsewhere goes on with a word
+                        found.append(self.ids.get(rest))
+        return [token for token in found if token is not None]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`input_ids` (N, t), `scores` (N, vocabulary) -> scores."""
@@ -93,18 +114,10 @@ class NoRepeatedWords(_WordRule):
         self.size = size
 
     def forbidden(self, words: list[str]) -> list[int]:
-        found = []
-        for going_on in (False, True):  # a token that begins a word, or one that goes on with the last
-            if going_on and not words:
-                continue
-            whole, begun = (words[:-1], words[-1]) if going_on else (words, "")
-            before = whole[len(whole) - self.size + 1 :] if self.size > 1 else []
-            for at in range(len(whole) - self.size + 1):
-                last = whole[at + self.size - 1]
-                if whole[at : at + self.size - 1] == before and last.startswith(begun):
-                    rest = last[len(begun) :]
-                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else SPACES)]
-        return [token for token in found if token is not None]
+        def said(whole: list[str]) -> list[list[str]]:
+            return [whole[at : at + self.size] for at in range(len(whole) - self.size + 1)]
+
+        return self.completing(words, said)
 
 
 class NoWords(_WordRule):
@@ -125,18 +138,7 @@ class NoWords(_WordRule):
         self.phrases = [self.words(row) for row in rows if row and tokenizer.unk_token_id not in row]
 
     def forbidden(self, words: list[str]) -> list[int]:
-        found = []
-        for going_on in (False, True):  # a token that begins a word, or one that goes on with the last
-            if going_on and not words:
-                continue
-            whole, begun = (words[:-1], words[-1]) if going_on else (words, "")
-            for *before, last in self.phrases:
-                if whole[len(whole) - len(before) :] == before and last.startswith(begun):
-                    rest = last[len(begun) :]
-                    found += [self.ids.get(mark + rest) for mark in ([""] if going_on else SPACES)]
-                    if not words:  # a caption may begin with a token that elsewhere goes on with a word
-                        found.append(self.ids.get(rest))
-        return [token for token in found if token is not None]
+        return self.completing(words, lambda whole: self.phrases)
 
 
 class WholeWords(LogitsProcessor):
