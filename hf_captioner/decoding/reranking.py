@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..compat import DecodingSteps, draw_samples
 from ..errors import InputError
-from ..metrics.clip import PROMPT, WEIGHT
+from ..metrics.clip import WEIGHT, clip_texts, load_clip
 from .beams import search
 from .candidates import chosen, said
 
@@ -41,20 +41,14 @@ class ClipScorer:
         if not Path(folder).is_dir():
             raise InputError(f"`reranker` must be a folder with a CLIP model, got {os.fspath(folder)!r}")
         self.tokenizer = tokenizer
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
-        self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        self.model, self.processor = load_clip(folder, device)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], captions: list[list[int]]) -> list[float]:
         """B images and B * k captions as lists of tokens -> B * k numbers."""
         texts = self.tokenizer.batch_decode(captions, skip_special_tokens=True)
         inputs = self.processor(
-            text=[PROMPT + text.strip() for text in texts],
-            images=list(images),
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
+            **clip_texts(self.model, [text.strip() for text in texts]), images=list(images), return_tensors="pt"
         )
         outputs = self.model(**inputs.to(self.model.device))
         seen = outputs.image_embeds.repeat_interleave(len(captions) // len(images), dim=0)

@@ -15,6 +15,20 @@ PROMPT = "A photo depicts "
 WEIGHT = 2.5
 
 
+def load_clip(folder: str | os.PathLike, device: Any = "cpu") -> tuple[Any, Any]:
+    """A CLIP model in evaluation mode, and its processor, from a local folder."""
+    from transformers import AutoModel, AutoProcessor
+
+    model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+    return model, AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def clip_texts(model: Any, captions: Sequence[str]) -> dict[str, Any]:
+    """Captions as the model's processor takes them, with the paper's prompt."""
+    length = model.config.text_config.max_position_embeddings
+    return {"text": [PROMPT + text for text in captions], "padding": True, "truncation": True, "max_length": length}
+
+
 def clip_score(
     captions: Sequence[str],
     images: Sequence[Image.Image | str | os.PathLike],
@@ -61,7 +75,6 @@ def clip_scores(
         ValueError: as for [`clip_score`], or there are more or fewer lists of references than captions.
     """
     import torch
-    from transformers import AutoModel, AutoProcessor
 
     if not Path(clip_folder).is_dir():
         raise ValueError(f"clip_folder must be a folder with a CLIP model, got {os.fspath(clip_folder)!r}")
@@ -70,18 +83,12 @@ def clip_scores(
     if references is not None and len(references) != len(captions):
         raise ValueError(f"references must be of each of the {len(captions)} captions, got {len(references)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(clip_folder, local_files_only=True).to(device).eval()
-    processor = AutoProcessor.from_pretrained(clip_folder, local_files_only=True)
-    length = model.config.text_config.max_position_embeddings
-
-    def texts(batch: Sequence[str]) -> dict[str, Any]:
-        return {"text": [PROMPT + text for text in batch], "padding": True, "truncation": True, "max_length": length}
-
+    model, processor = load_clip(clip_folder, device)
     fits, similar = [], []
     for start in range(0, len(captions), batch_size):
         rows = slice(start, start + batch_size)
         inputs = processor(
-            **texts(captions[rows]),
+            **clip_texts(model, captions[rows]),
             images=[_open(image, start + place) for place, image in enumerate(images[rows])],
             return_tensors="pt",
         )
@@ -95,7 +102,7 @@ def clip_scores(
                 caption = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(truths) for truths in batch]))
                 flat = list(chain.from_iterable(batch))
                 parts = [flat[first : first + batch_size] for first in range(0, len(flat), batch_size)]
-                encoded = [processor(**texts(part), return_tensors="pt").to(device) for part in parts]
+                encoded = [processor(**clip_texts(model, part), return_tensors="pt").to(device) for part in parts]
                 truths = torch.cat([model.get_text_features(**part).pooler_output for part in encoded])
                 cosine = torch.nn.functional.cosine_similarity(truths, said[caption.to(device)]).double().cpu()
                 best = torch.zeros(len(batch), dtype=torch.float64).scatter_reduce(0, caption, cosine, "amax")
