@@ -1,8 +1,6 @@
 """The page that shows where captioners differ: a single HTML file that needs nothing else."""
 
 import base64
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import replacing
 from ..models.image_reading import to_rgb
+from .pictures import data_url, in_script
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
 THUMBNAIL = 256  # pixels of the longer side
@@ -83,16 +83,14 @@ def write_comparison_page(
     }
     before, after = TEMPLATE.read_text("utf-8").split("$DATA")
     before = before.replace("$TITLE", escape(title))
-    encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script element
-    Path(path).write_text(before + encoded + after, encoding="utf-8")
+    with replacing(Path(path)) as part:
+        part.write_text(before + in_script(data) + after, encoding="utf-8")
 
 
 def _picture(image: Image.Image) -> str:
     shown = to_rgb(image)
     shown.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(shown, "JPEG", quality=80)
 
 
 def _encoded(found: ShownMaps) -> dict[str, Any]:

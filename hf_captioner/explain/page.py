@@ -1,15 +1,12 @@
 """The page that shows an explanation: one HTML file that needs no network, no server and no library."""
 
-import base64
 import html
-import io
-import json
 import re
 from pathlib import Path
 
 from ..files import replacing
 from .explanation import Explanation
-from .pictures import AGAINST, BRIGHTNESS, COLOR, FOR
+from .pictures import AGAINST, BRIGHTNESS, COLOR, FOR, data_url, in_script
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SIDE = 1024  # largest width or height of the image in pixels
@@ -25,10 +22,7 @@ def picture(explanation: Explanation) -> str:
     """The image as a `data:` URL: small ones, which JPEG would blur, as PNG."""
     image = explanation.image.copy()
     image.thumbnail((SIDE, SIDE))
-    kind = "PNG" if max(image.size) <= 256 else "JPEG"
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(image, "PNG" if max(image.size) <= 256 else "JPEG", quality=85)
 
 
 def write_page(path: str | Path, explanation: Explanation, name: str = "") -> None:
@@ -61,7 +55,7 @@ def write_page(path: str | Path, explanation: Explanation, name: str = "") -> No
         "against": f"rgb{AGAINST}",
         "signed": "signed" if explanation.signed else "",
         "method": html.escape(ABOUT.get(explanation.method, explanation.method)),
-        "data": json.dumps(data).replace("<", "\\u003c"),  # no word can end the script element
+        "data": in_script(data),
     }
     # All places at once: what a caption says is never taken for a place.
     text = re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], TEMPLATE.read_text(encoding="utf-8"))

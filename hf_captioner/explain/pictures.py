@@ -4,8 +4,12 @@ and blue where the image speaks against the word. Yellow is brighter than all of
 brightness: people read it whatever colours they see, and paper without colours shows it.
 """
 
+import base64
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
@@ -17,6 +21,18 @@ from .explanation import Explanation
 FOR, AGAINST = (255, 214, 10), (60, 110, 255)  # the page has them, too
 BRIGHTNESS, COLOR = 0.6, 0.4  # what is left of the photograph's under a map
 SIDE = 480  # largest width or height of an animation's picture in pixels
+
+
+def data_url(image: Image.Image, kind: str, **options: Any) -> str:
+    """The image as a page holds it. `kind` and the options are those of Pillow's `save`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def in_script(data: Any) -> str:
+    """The data as JSON for a script element of a page, which no text in it can end."""
+    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def overlay(image: Image.Image, weights: np.ndarray, borders: bool = False) -> Image.Image:
