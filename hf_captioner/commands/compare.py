@@ -30,36 +30,27 @@ from datasets import Dataset
 
 from ..errors import InputError
 from ..explain import ShownImage, ShownMaps, write_comparison_page
-from ..files import replacing
-from ..metrics import ALL_METRICS, DocumentFrequency, agreement, compare_scores, score_captions, tokenize
+from ..metrics import DocumentFrequency, agreement, compare_scores, score_captions, tokenize
 from ..metrics.comparison import LOWER_IS_BETTER
 from ..metrics.scores import Scores
 from ..models.tokenization_captioner import decode_captions, token_texts
 from . import evaluate, run
 from .captioning import Images, caption_images, describe_data, image_ids, versions, write_json
 from .decoding_options import DecodingArguments
-from .evaluate import objects_in, read_given
-from .inputs import SourceArguments, read_captioner, read_captions, refusing
+from .evaluate import MeasuringArguments, objects_in, read_given
+from .inputs import SourceArguments, read_captioner, read_captions
 from .parsing import CommandParser
 
 MAIN_METRIC = "cider_d"  # by which images are chosen for the page, where it was measured
 
 
 @dataclass
-class Arguments:
+class Arguments(MeasuringArguments):
     """What to compare, on what, and how."""
 
-    data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=200,seed=1"})
     output_dir: str = field(metadata={"help": "folder for comparison.json and comparison.html"})
     names: list[str] | None = field(
         default=None, metadata={"help": "what to call the captioners, in their order; by their paths by default"}
-    )
-    split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
-    id_column: str | None = field(
-        default=None, metadata={"help": "column of integer ids; by default image_id, or else row numbers"}
-    )
-    metrics: list[str] = field(
-        default_factory=lambda: list(ALL_METRICS), metadata={"help": "names of the metrics to compute, all by default"}
     )
     resamples: int = field(default=10_000, metadata={"help": "number of resampled corpora"})
     seed: int = field(default=0, metadata={"help": "of the resampling, and of the images drawn for the page"})
@@ -70,26 +61,12 @@ class Arguments:
         default=None, metadata={"help": "of captioners given as folders or Hub names; by default their own"}
     )
     batch_size: int = field(default=32, metadata={"help": "images at a time"})
-    document_frequency: str | None = field(
-        default=None, metadata={"help": "file with precomputed document frequencies; the references' by default"}
-    )
-    clip_folder: str | None = field(
-        default=None, metadata={"help": "folder of a CLIP model, for clip_score and ref_clip_score"}
-    )
-    java_dir: str | None = field(
-        default=None, metadata={"help": "folder with the jars of METEOR and SPICE; pycocoevalcap's by default"}
-    )
-    instances: str | None = field(
-        default=None, metadata={"help": "COCO's instances_*.json of these images, for chair_i and chair_s"}
-    )
 
     def __post_init__(self):
         for name, least in (("resamples", 1), ("page_images", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
-        unknown = [name for name in self.metrics if name not in ALL_METRICS]
-        if unknown:
-            raise InputError(f"`metrics` must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+        super().__post_init__()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,8 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     args, source, positional = parser.parse(argv)
     sources = positional.captioners
     names = name_captioners(sources, args.names)
-    with refusing(OSError, ValueError, what="`document_frequency`: "):
-        frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
+    frequency = args.frequency()
     dataset = read_captions(args.data, args.split, check_images=False, **source.source_options())
     ids = image_ids(dataset, args.id_column)
     known = objects_in(dataset, ids, args.instances)
@@ -273,9 +249,9 @@ def write_page(
         )
         for place, (row, picture) in enumerate(zip(rows, pictures, strict=True))
     ]
-    with replacing(Path(args.output_dir, "comparison.html")) as part:
-        *before, last = captions
-        write_comparison_page(part, f"{', '.join(before)} and {last}", report, shown)
+    *before, last = captions
+    title = f"{', '.join(before)} and {last}"
+    write_comparison_page(Path(args.output_dir, "comparison.html"), title, report, shown)
 
 
 def rows_to_show(values: np.ndarray, count: int, seed: int) -> list[int]:

@@ -57,22 +57,61 @@ from .inputs import SourceArguments, read_captions, refusing
 from .parsing import CommandParser
 
 
-@dataclass
-class Arguments:
-    """What to caption, how, and what to measure."""
+@dataclass(kw_only=True)
+class MeasuringArguments:
+    """On what captions are measured, and by what: the same for every command that does."""
 
     data: str = field(metadata={"help": "a table, a folder, a Hub data set, or shapes:rows=200,seed=1"})
+    split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "column of integer ids; by default image_id, or else row numbers"},
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: list(ALL_METRICS), metadata={"help": "names of the metrics to compute, all by default"}
+    )
+    document_frequency: str | None = field(
+        default=None,
+        metadata={
+            "help": "file with precomputed document frequencies (DocumentFrequency.save); the references' by default"
+        },
+    )
+    clip_folder: str | None = field(
+        default=None, metadata={"help": "folder of a CLIP model, for clip_score and ref_clip_score"}
+    )
+    java_dir: str | None = field(
+        default=None, metadata={"help": "folder with the jars of METEOR and SPICE; pycocoevalcap's by default"}
+    )
+    instances: str | None = field(
+        default=None, metadata={"help": "COCO's instances_*.json of these images, for chair_i and chair_s"}
+    )
+
+    def __post_init__(self):
+        unknown = [name for name in self.metrics if name not in ALL_METRICS]
+        if unknown:
+            raise InputError(f"`metrics` must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+
+    def frequency(self) -> DocumentFrequency | None:
+        """
+        Those of the file that was named.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        with refusing(OSError, ValueError, what="`document_frequency`: "):
+            return DocumentFrequency.load(self.document_frequency) if self.document_frequency else None
+
+
+@dataclass
+class Arguments(MeasuringArguments):
+    """What to caption, how, and what to measure."""
+
     output_dir: str = field(metadata={"help": "folder for captions.json and metrics.json"})
     model: str | None = field(
         default=None, metadata={"help": "folder or Hub name of a trained captioner with its processor"}
     )
     captions: str | None = field(
         default=None, metadata={"help": "file of captions in the COCO results format, in place of a model"}
-    )
-    split: str | None = field(default=None, metadata={"help": "name of the split, if the source has several"})
-    id_column: str | None = field(
-        default=None,
-        metadata={"help": "column of integer ids for captions.json; by default image_id, or else row numbers"},
     )
     num_beams: int | None = field(default=None, metadata={"help": "number of beams, by default the model's own"})
     length_penalty: float | None = field(
@@ -91,25 +130,7 @@ class Arguments:
     num_workers: int = field(
         default=0, metadata={"help": "number of processes that load images, for each process that captions"}
     )
-    metrics: list[str] = field(
-        default_factory=lambda: list(ALL_METRICS), metadata={"help": "names of the metrics to compute, all by default"}
-    )
     per_image: bool = field(default=False, metadata={"help": "write the scores of each image as well"})
-    document_frequency: str | None = field(
-        default=None,
-        metadata={
-            "help": "file with precomputed document frequencies (DocumentFrequency.save); the references' by default"
-        },
-    )
-    clip_folder: str | None = field(
-        default=None, metadata={"help": "folder of a CLIP model, for clip_score and ref_clip_score"}
-    )
-    java_dir: str | None = field(
-        default=None, metadata={"help": "folder with the jars of METEOR and SPICE; pycocoevalcap's by default"}
-    )
-    instances: str | None = field(
-        default=None, metadata={"help": "COCO's instances_*.json of these images, for chair_i and chair_s"}
-    )
 
     def __post_init__(self):
         if (self.model is None) == (self.captions is None):
@@ -117,9 +138,7 @@ class Arguments:
             raise InputError(f"`model` or `captions` must be given, and not both, got {got}")
         if self.batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}")
-        unknown = [name for name in self.metrics if name not in ALL_METRICS]
-        if unknown:
-            raise InputError(f"`metrics` must be among {', '.join(ALL_METRICS)}; got {unknown[0]!r}")
+        super().__post_init__()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -131,8 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     if folder.is_file():
         raise InputError(f"`output_dir` must be a folder, got the file {folder}")
-    with refusing(OSError, ValueError, what="`document_frequency`: "):
-        frequency = DocumentFrequency.load(args.document_frequency) if args.document_frequency else None
+    frequency = args.frequency()
 
     with state.main_process_first():
         dataset = read_captions(args.data, args.split, check_images=False, **source.source_options())
@@ -151,7 +169,8 @@ def main(argv: list[str] | None = None) -> None:
         if not rows:
             raise InputError(f"`data` must have an image that can be read, got none in {args.data}: {errors[0]}")
         dataset, ids, sets = dataset.select(rows), [ids[row] for row in rows], [sets[row] for row in rows]
-        known = objects_in(dataset, ids, args.instances)
+        if "objects" in known:
+            known["objects"] = [known["objects"][row] for row in rows]
     if state.is_main_process:
         texts = [first for first, *_ in sets]
         if args.captions is not None:
