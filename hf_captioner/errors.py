@@ -13,9 +13,14 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def one_line(error: BaseException) -> str:
+    """What another library says, or what kind of error it is if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def brief(error: BaseException, most: int = 300) -> str:
     """What another library says in one line, without the rest of a list of all that it knows."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 
 def image_bytes(cell: dict[str, Any] | None, where: str) -> bytes:
@@ -52,7 +52,7 @@ def decode_image(cell: dict[str, Any] | None, where: str) -> PILImage.Image:
         if isinstance(error, PILImage.UnidentifiedImageError):  # whose own text is an address in memory
             reason = "cannot identify an image"
         else:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
         raise InputError(f"{where} must be an image that can be read, got {name} ({reason})") from error
 
 
