@@ -12,17 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from testing import ROOT
-from testing.tiny_models import IMAGE, SYSTEMS, tiny_model
+from testing.tiny_models import IMAGE, SYSTEMS, noise_pictures, tiny_model, tiny_processor
 from transformers import pipeline
 
-from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from hf_captioner.commands import export as export_command
 from hf_captioner.errors import InputError
 from hf_captioner.export import OnnxCaptioner
 from hf_captioner.export.int8 import quantize_filters
 from hf_captioner.export.onnx_graphs import export_onnx
 
-WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
 SEARCHES = (
     {"num_beams": 1},
     {"num_beams": 1, "min_new_tokens": 4, "prompt": "one b"},
@@ -30,11 +28,6 @@ SEARCHES = (
     {"num_beams": 3, "length_penalty": 0.0, "early_stopping": True, "no_repeat_ngram_size": 2},
     {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never", "prompt": "c"},
 )
-
-
-def processor() -> CaptionerProcessor:
-    size = {"height": IMAGE, "width": IMAGE}
-    return CaptionerProcessor(CaptionerImageProcessor(size=size), train_tokenizer([WORDS], vocab_size=40))
 
 
 def captioner(**settings):
@@ -48,10 +41,7 @@ def captioner(**settings):
 
 def pictures(count: int = 5) -> list[Image.Image]:
     """Of other colours, sizes and modes."""
-    random = np.random.default_rng(0)
-    colours = [(255, 60, 20), (20, 90, 255), (60, 255, 60), (250, 250, 30), (5, 5, 5)]
-    noise = [random.integers(0, 1 + np.array(colour), (40 + 9 * i, 48, 3)) for i, colour in enumerate(colours)]
-    images = [Image.fromarray(values.astype(np.uint8)) for values in noise[:count]]
+    images = noise_pictures(count)
     images[1].putalpha(Image.linear_gradient("L").resize(images[1].size))
     return images
 
@@ -62,7 +52,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     model = captioner(attention="additive", num_layers=2)
     model.save_pretrained(folder)
-    processor().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
     export_command.main(["--model", str(folder), "--output", str(folder)])
     return folder, model
 
@@ -83,8 +73,8 @@ MORE = {
 )
 def test_answers_as_the_pipeline(name, tmp_path):
     model = captioner(**SYSTEMS[name], **MORE.get(name, {}))
-    theirs = pipeline("image-captioning", model=model, processor=processor(), device="cpu")
-    ours = OnnxCaptioner(export_onnx(model, processor(), tmp_path))
+    theirs = pipeline("image-captioning", model=model, processor=tiny_processor(), device="cpu")
+    ours = OnnxCaptioner(export_onnx(model, tiny_processor(), tmp_path))
     images, attention = pictures(), model.config.attends
     seen = set()
     for options in SEARCHES:
@@ -144,7 +134,7 @@ def test_the_captioners_own_folder_gets_nothing_but_the_graphs(exported):
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"]["AutoConfig"] == "configuration_rnn_captioner.RnnCaptionerConfig"
     with pytest.raises(InputError, match="another captioner's"):
-        export_onnx(captioner(), processor(), folder)
+        export_onnx(captioner(), tiny_processor(), folder)
 
 
 def test_runs_where_only_four_packages_are(exported, tmp_path):
@@ -204,7 +194,7 @@ def test_filters_of_8_bits_are_the_nearest(tmp_path):
 
 def test_8_bits_say_nearly_the_same(exported, tmp_path):
     _, model = exported
-    ours = OnnxCaptioner(export_onnx(model, processor(), tmp_path, int8=True))
+    ours = OnnxCaptioner(export_onnx(model, tiny_processor(), tmp_path, int8=True))
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
         "decoder_model_quantized.onnx",
         "encoder_model_quantized.onnx",
@@ -235,7 +225,7 @@ def test_8_bits_say_nearly_the_same(exported, tmp_path):
     ],
 )
 def test_what_it_cannot_do_is_refused_before_anything_is_written(change, message, tmp_path):
-    model, both = captioner(), processor()
+    model, both = captioner(), tiny_processor()
     change(model, both.image_processor)
     with pytest.raises(InputError, match=message):
         export_onnx(model, both, tmp_path / "out")

@@ -8,33 +8,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
-from PIL import Image as PILImage
-from testing.tiny_models import SYSTEMS, tiny_model
+from testing.tiny_models import SYSTEMS, noise_pictures, tiny_model, tiny_processor
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, ImageCaptioningPipeline, train_tokenizer
+from hf_captioner import ImageCaptioningPipeline
 from hf_captioner.models import image_processing_captioner
 
-WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
 MAX = dict(max_new_tokens=6)
 
 
-def pictures(count: int = 3) -> list[PILImage.Image]:
-    """Noise of another colour and size each."""
-    random = np.random.default_rng(0)
-    colours = [(255, 60, 20), (20, 90, 255), (60, 255, 60), (250, 250, 30), (5, 5, 5)]
-    return [
-        PILImage.fromarray(random.integers(0, 1 + np.array(colour), (40 + 8 * i, 48, 3)).astype(np.uint8))
-        for i, colour in enumerate(colours[:count])
-    ]
-
-
 def captioner(**settings) -> ImageCaptioningPipeline:
-    processor = CaptionerProcessor(
-        CaptionerImageProcessor(size={"height": 32, "width": 32}), train_tokenizer([WORDS], vocab_size=40)
-    )
-    return pipeline("image-captioning", model=tiny_model(**settings), processor=processor, device="cpu")
+    return pipeline("image-captioning", model=tiny_model(**settings), processor=tiny_processor(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +36,7 @@ def same(first: list[dict], second: list[dict]) -> bool:
 
 
 def test_every_kind_of_input_gives_the_same_caption(additive, tmp_path):
-    images = pictures()
+    images = noise_pictures()
     expected = [additive(image, **MAX) for image in images]
     assert not same(expected[0], expected[1]) and not same(expected[1], expected[2]), "the images must matter"
     paths = [tmp_path / f"{index}.png" for index in range(3)]
@@ -80,7 +65,7 @@ def test_every_kind_of_input_gives_the_same_caption(additive, tmp_path):
 
 
 def test_a_url_is_read(additive, monkeypatch):
-    image, file = pictures(1)[0], io.BytesIO()
+    image, file = noise_pictures(1)[0], io.BytesIO()
     image.save(file, "PNG")
     asked = {}
 
@@ -97,7 +82,7 @@ def test_a_url_is_read(additive, monkeypatch):
 def test_batches_beams_and_returned_sequences(system):
     """In batches as one by one; probabilities against a plain loop over the caption's tokens."""
     pipe = captioner(**SYSTEMS[system])
-    images = pictures(5)
+    images = noise_pictures(5)
     options = dict(num_beams=3, num_return_sequences=2, **MAX)
     found = pipe(images, batch_size=2, **options)
     assert [len(captions) for captions in found] == [2] * 5
@@ -122,7 +107,7 @@ def test_batches_beams_and_returned_sequences(system):
 
 
 def test_a_prompt_starts_the_caption_and_is_not_scored(additive):
-    image = pictures(1)[0]
+    image = noise_pictures(1)[0]
     (caption,) = additive(image, prompt="one two", **MAX)
     assert caption["generated_text"].startswith("one two") and caption["tokens"][0]["token"] != "one"
     assert len(caption["tokens"]) <= 6
@@ -135,7 +120,7 @@ def test_a_prompt_starts_the_caption_and_is_not_scored(additive):
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "none"])
 def test_attention_is_that_of_the_search(system):
     pipe = captioner(**SYSTEMS[system])
-    images = pictures(3)
+    images = noise_pictures(3)
     found = pipe(images, batch_size=3, num_beams=3, attention=True, **MAX)
     pixels = pipe.processor(images=images, return_tensors="pt")["pixel_values"]
     outputs = pipe.model.generate(pixels, num_beams=3, output_attentions=True, return_dict_in_generate=True, **MAX)
@@ -151,7 +136,7 @@ def test_options_given_to_pipeline_hold_until_a_call_says_otherwise(additive):
     pipe = pipeline(
         "image-captioning", model=additive.model, processor=additive.processor, device="cpu", max_new_tokens=2
     )
-    image = pictures(1)[0]
+    image = noise_pictures(1)[0]
     assert len(pipe(image)[0]["tokens"]) <= 2
     assert same(pipe(image, generate_kwargs=MAX), additive(image, **MAX))
     torch.manual_seed(0)
@@ -162,14 +147,14 @@ def test_options_given_to_pipeline_hold_until_a_call_says_otherwise(additive):
 def test_half_precision():
     pipe = captioner(attention="additive")
     pipe.model.to(torch.bfloat16)
-    assert 0 < pipe(pictures(1)[0], **MAX)[0]["score"] <= 1
+    assert 0 < pipe(noise_pictures(1)[0], **MAX)[0]["score"] <= 1
 
 
 def test_a_saved_pipeline_is_a_whole_folder(additive, tmp_path):
     additive.save_pretrained(tmp_path)
     loaded = pipeline("image-captioning", model=str(tmp_path), device="cpu")
     assert type(loaded) is ImageCaptioningPipeline
-    assert same(loaded(pictures(1)[0], **MAX), additive(pictures(1)[0], **MAX))
+    assert same(loaded(noise_pictures(1)[0], **MAX), additive(noise_pictures(1)[0], **MAX))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +172,6 @@ def test_what_is_not_an_image(additive, image, error, message):
 
 def test_what_cannot_be_done(additive):
     with pytest.raises(ValueError, match="num_beam"):
-        additive(pictures(1)[0], num_beam=3)
+        additive(noise_pictures(1)[0], num_beam=3)
     with pytest.raises(ValueError, match="without attention"):
-        captioner(attention="none")(pictures(1)[0], attention=True)
+        captioner(attention="none")(noise_pictures(1)[0], attention=True)

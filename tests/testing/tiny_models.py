@@ -1,13 +1,18 @@
 """Tiny captioners with random, asymmetric weights."""
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import ResNetConfig, ViTConfig
 
 from hf_captioner import (
+    CaptionerImageProcessor,
+    CaptionerProcessor,
     RnnCaptionerConfig,
     RnnCaptionerForConditionalGeneration,
     TransformerCaptionerConfig,
     TransformerCaptionerForConditionalGeneration,
+    train_tokenizer,
 )
 from hf_captioner.models.configuration_rnn_captioner import ATTENTIONS as ATTENTION_CLASSES
 
@@ -106,6 +111,25 @@ def random_images(batch: int = 3, size: int = IMAGE, seed: int = 1) -> torch.Ten
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(
         torch.get_default_dtype()
     )
+
+
+WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
+
+
+def tiny_processor() -> CaptionerProcessor:
+    """Of a tiny model: its images' size, and a vocabulary of its length."""
+    size = {"height": IMAGE, "width": IMAGE}
+    return CaptionerProcessor(CaptionerImageProcessor(size=size), train_tokenizer([WORDS], vocab_size=VOCAB))
+
+
+def noise_pictures(count: int = 3) -> list[Image.Image]:
+    """Noise of another colour and size each."""
+    random = np.random.default_rng(0)
+    colours = [(255, 60, 20), (20, 90, 255), (60, 255, 60), (250, 250, 30), (5, 5, 5)]
+    return [
+        Image.fromarray(random.integers(0, 1 + np.array(colour), (40 + 8 * i, 48, 3)).astype(np.uint8))
+        for i, colour in enumerate(colours[:count])
+    ]
 
 
 def random_labels(batch: int = 3, rows: int = 2, length: int = 6, seed: int = 2) -> torch.Tensor:
