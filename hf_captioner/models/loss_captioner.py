@@ -24,6 +24,12 @@ def _at_least_single(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def row_lengths(labels: torch.LongTensor) -> torch.LongTensor:
+    """The tokens of each row up to its last one that is not -100: labels (N, T) -> (N,)."""
+    places = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    return ((labels != -100) * places).amax(dim=1)
+
+
 class CaptionerLossMixin:
     """
     ( sum of the tokens' negative log-likelihoods + the family's terms ) / number of tokens.

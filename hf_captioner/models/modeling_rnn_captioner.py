@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from .attention import hard_selection, rows_per_image, soft_selection, weighted_context
 from .configuration_rnn_captioner import RnnCaptionerConfig
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel, Dropout
 from .recurrent_cache import RecurrentCache
 from .vision_encoder import VisionEncoder
 
@@ -116,7 +117,7 @@ class RnnCaptionerEncoder(nn.Module):
                 nn.LayerNorm(width),
                 nn.Linear(width, config.region_size),
                 nn.ReLU(),
-                nn.Dropout(config.region_dropout),
+                Dropout(config.region_dropout),
             )
             width = config.region_size
         self.region_size = width
@@ -242,18 +243,21 @@ class RnnCaptionerAttendingLayer(nn.Module):
             new_state = _keep_where_padded(is_real, new_state, state)
         return context, weights, scores, *new_state
 
-    def forward(self, embeddings, state, keys, values, sample=False, expects_context=None, mask=None):
+    def forward(self, embeddings, state, keys, values, sample=False, expects_context=None, mask=None, steps=None):
         """
         Args:
-            embeddings: (N, T, H).
+            embeddings: (N, T, H); with `steps` those that its cells read, (P, H).
             state: tuple of (N, H).
             keys, values: see [`Alignment.region_projection`].
             sample: whether hard attention samples its region; otherwise it takes the most probable one.
             expects_context: (N,), rows that use the expected (soft) context even so.
             mask: (N, T), false at padding, which leaves the state as it is.
+            steps: [`_ShrinkingSteps`], whose order state, keys, values and `expects_context` then have.
 
         Returns:
-            outputs (N, T, H), contexts (N, T, context_size), weights and scores (N, heads, T, L), the final state.
+            outputs (N, T, H), contexts (N, T, context_size), weights and scores (N, T, heads, L), or all of them
+            (P, ...) with `steps`; scores are `None` for soft attention. Then the final state, which with `steps` is
+            that of the rows of the last one.
         """
         step = self.step
         if self.gradient_checkpointing and self.training:
@@ -261,9 +265,12 @@ class RnnCaptionerAttendingLayer(nn.Module):
             def step(*inputs):
                 return self._gradient_checkpointing_func(self.step, *inputs)
 
+        gates = self.input_gates(embeddings)
         outputs, contexts, weights, scores = [], [], [], []
-        for place, input_gates in enumerate(self.input_gates(embeddings).unbind(1)):
+        for place, input_gates in enumerate(gates.unbind(1) if steps is None else steps.split(gates)):
             is_real = None if mask is None else mask[:, place]
+            if steps is not None:
+                state, keys, values, expects_context = steps.narrow(place, state, keys, values, expects_context)
             context, step_weights, step_scores, *state = step(
                 input_gates, is_real, keys, values, sample, expects_context, *state
             )
@@ -271,8 +278,75 @@ class RnnCaptionerAttendingLayer(nn.Module):
             contexts.append(context)
             weights.append(step_weights)
             scores.append(step_scores)
-        stacked = torch.stack(outputs, dim=1), torch.stack(contexts, dim=1), torch.stack(weights, dim=2)
-        return *stacked, torch.stack(scores, dim=2) if self.is_hard else None, tuple(state)
+        join = partial(torch.stack, dim=1) if steps is None else torch.cat
+        return join(outputs), join(contexts), join(weights), join(scores) if self.is_hard else None, tuple(state)
+
+
+class _ShrinkingSteps:
+    """
+    Captions differ in length, and half of a padded batch can be padding. With an image's captions, and the images
+    themselves, in order of length, longest first, a step has to read only the first of each image's rows and the first
+    of the images: a view of the batch, which gets smaller from step to step, and in which rows of one image share its
+    keys as before.
+
+    Args:
+        lengths: how many tokens of each row count, (N,).
+        num_images: B.
+        length: T, of the batch.
+
+    Attributes:
+        images: (B,), the images' order.
+        rows: (N,), the rows' order.
+        cells: (P,), the places in the batch's flattened rows (N * T) that are read, step by step.
+    """
+
+    def __init__(self, lengths: torch.LongTensor, num_images: int, length: int):
+        lengths = lengths.view(num_images, -1).clamp(min=1)  # of a batch without a token, too, something is read
+        longest_first = lengths.argsort(dim=1, descending=True, stable=True)
+        self.images = lengths.amax(dim=1).argsort(descending=True, stable=True)
+        per_image = lengths.shape[1]
+        self.rows = (self.images[:, None] * per_image + longest_first[self.images]).flatten()
+        lengths = lengths.flatten()[self.rows].view_as(lengths)
+        places = torch.arange(length, device=lengths.device)
+        sizes = torch.stack([(lengths[:, 0, None] > places).sum(0), (lengths.amax(0)[:, None] > places).sum(0)], dim=1)
+        is_read = torch.ones_like(lengths).cumsum(0)[..., None] <= sizes[:, 0]
+        is_read &= torch.ones_like(lengths).cumsum(1)[..., None] <= sizes[:, 1]
+        self.sizes = [(images, rows) for images, rows in sizes[: lengths.max()].tolist()]
+        step, row = is_read.flatten(0, 1).T.nonzero(as_tuple=True)
+        self.cells = self.rows[row] * length + step
+        self.length = length
+
+    def reorder(self, state, keys, values, expects_context) -> tuple:
+        """What the first step takes, with rows and images longest first."""
+        state = tuple(tensor[self.rows] for tensor in state)
+        expects_context = None if expects_context is None else expects_context[self.rows]
+        return state, keys[self.images], values[self.images], expects_context
+
+    def split(self, packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(P, ...) -> what each step reads, (images * rows, ...)."""
+        return packed.split([images * rows for images, rows in self.sizes])
+
+    def narrow(self, place: int, state, keys, values, expects_context) -> tuple:
+        """What the step before `place` had, without the images and rows that have ended by `place`."""
+        images, rows = self.sizes[place]
+        old_images, old_rows = (
+            self.sizes[place - 1] if place else (len(self.images), len(self.rows) // len(self.images))
+        )
+        if images < old_images:
+            keys, values = keys[:images], values[:images]
+        if (images, rows) != (old_images, old_rows):
+
+            def keep(tensor):
+                return tensor.unflatten(0, (old_images, old_rows))[:images, :rows].flatten(0, 1)
+
+            state = tuple(keep(tensor) for tensor in state)
+            expects_context = None if expects_context is None else keep(expects_context)
+        return state, keys, values, expects_context
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """(P, ...) -> (N, T, ...), zero where nothing was read."""
+        flat = packed.new_zeros(len(self.rows) * self.length, *packed.shape[1:])
+        return flat.index_copy(0, self.cells, packed).unflatten(0, (-1, self.length))
 
 
 def _keep_where_padded(is_real: torch.Tensor, new: tuple, old: tuple) -> tuple[torch.Tensor, ...]:
@@ -290,7 +364,7 @@ class RnnCaptionerDecoder(nn.Module):
         self.config = config
         hidden = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.attention_layer = RnnCaptionerAttendingLayer(config, region_size) if config.attends else None
         num_plain = config.num_layers - config.attends
         rnn_class = nn.LSTM if config.cell == "lstm" else nn.GRU
@@ -368,6 +442,7 @@ class RnnCaptionerDecoder(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         sample_regions: bool | None = None,
+        row_lengths: torch.LongTensor | None = None,
     ) -> RnnCaptionerDecoderOutput:
         """
         Args:
@@ -376,11 +451,14 @@ class RnnCaptionerDecoder(nn.Module):
             decoder_attention_mask: (N, S), 0 at padding, which leaves a row's state as it is; the last T of S are
                 those of `decoder_input_ids`.
             past_key_values: the states so far, from the image if it is absent or empty; it is brought up to date.
-            sample_regions: see [`RnnCaptionerModel`].
+            sample_regions, row_lengths: see [`RnnCaptionerModel`].
 
         Raises:
-            ValueError: if the rows are not a multiple of the images, or the mask is not (N, S).
+            ValueError: if the rows are not a multiple of the images, the mask is not (N, S), or `row_lengths` comes
+                with a mask or a cache.
         """
+        if row_lengths is not None and not (decoder_attention_mask is None and past_key_values is None):
+            raise ValueError("`row_lengths` must come without `decoder_attention_mask` and cache, got both")
         config, length = self.config, decoder_input_ids.shape[1]
         mask = self._padding(decoder_attention_mask, length)
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
@@ -388,6 +466,11 @@ class RnnCaptionerDecoder(nn.Module):
         else:
             rows = rows_per_image(len(decoder_input_ids), len(encoder_outputs.last_hidden_state))
             states = self.initial_states(encoder_outputs, rows)
+        steps = None
+        if row_lengths is not None and self.attention_layer is not None:
+            num_images = len(encoder_outputs.last_hidden_state)
+            steps = _ShrinkingSteps(row_lengths, num_images, length)
+            decoder_input_ids = decoder_input_ids.flatten()[steps.cells]
         embeddings = self.embed_tokens(decoder_input_ids)
         inputs = self.dropout(embeddings)
         weights = log_probs = expects_context = None
@@ -396,29 +479,38 @@ class RnnCaptionerDecoder(nn.Module):
             hidden = outputs
         else:
             if self.training and config.attention_sampling == "hard":
-                draws = torch.rand(len(decoder_input_ids), device=decoder_input_ids.device)
+                draws = torch.rand(len(states[0][0]), device=inputs.device)
                 expects_context = draws < config.expected_context_probability
+            state, keys, values = states[0], encoder_outputs.projected_keys, encoder_outputs.projected_values
+            are_expected = expects_context
+            if steps is not None:
+                state, keys, values, are_expected = steps.reorder(state, keys, values, expects_context)
+            sample = self.training if sample_regions is None else sample_regions
             outputs, contexts, weights, scores, first_state = self.attention_layer(
-                inputs,
-                states[0],
-                encoder_outputs.projected_keys,
-                encoder_outputs.projected_values,
-                self.training if sample_regions is None else sample_regions,
-                expects_context,
-                mask,
+                inputs, state, keys, values, sample, are_expected, mask, steps
             )
-            log_probs = None if scores is None else scores.log_softmax(dim=-1)
             states = states[1:]
             if self.layers is not None:
-                outputs, states = self._run_layers(self.dropout(outputs), states, mask)
+                between = self.dropout(outputs)
+                outputs, states = self._run_layers(between if steps is None else steps.unpack(between), states, mask)
+                if steps is not None:
+                    outputs = outputs.flatten(0, 1)[steps.cells]
             states = [first_state, *states]
             # Xu et al. 2015, equation 7: the output layer reads L_h h + L_z z + E y.
             hidden = self.output_hidden(self.dropout(outputs)) + self.output_context(contexts) + inputs
+            log_probs = None if scores is None else scores.log_softmax(dim=-1)
+        hidden = self.dropout(hidden)
+        if steps is not None:
+            hidden, weights, embeddings, outputs = map(steps.unpack, (hidden, weights, embeddings, outputs))
+            log_probs = None if log_probs is None else steps.unpack(log_probs)
+        if weights is not None:
+            weights = weights.transpose(1, 2)
+            log_probs = None if log_probs is None else log_probs.transpose(1, 2)
         if past_key_values is not None:
             for layer, state in zip(past_key_values.layers, states, strict=True):
                 layer.update(state, length)
         return RnnCaptionerDecoderOutput(
-            last_hidden_state=self.dropout(hidden),
+            last_hidden_state=hidden,
             hidden_states=(embeddings, outputs) if output_hidden_states else None,
             cross_attentions=(weights,) if output_attentions and weights is not None else None,
             attention_log_probs=log_probs,
@@ -428,9 +520,12 @@ class RnnCaptionerDecoder(nn.Module):
 
 class RnnCaptionerModel(CaptionerModel, RnnCaptionerPreTrainedModel):
     """
-    The CNN-RNN captioner without a language model head; see [`CaptionerModel.forward`]. An option of its own is
-    `sample_regions`, which `generate()` takes, too: whether hard attention samples its regions. It defaults to `True`
-    in training mode and to `False` otherwise.
+    The CNN-RNN captioner without a language model head; see [`CaptionerModel.forward`]. Options of its own are
+
+    - `sample_regions`, which `generate()` takes, too: whether hard attention samples its regions. It defaults to
+      `True` in training mode and to `False` otherwise.
+    - `row_lengths` (N,): how many tokens of each row count. With attention, what comes after them is not computed
+      (zeros stand for it), which halves the time of a batch of captions of any length.
 
     Args:
         config: [`RnnCaptionerConfig`].
@@ -439,7 +534,7 @@ class RnnCaptionerModel(CaptionerModel, RnnCaptionerPreTrainedModel):
     encoder_class = RnnCaptionerEncoder
     decoder_class = RnnCaptionerDecoder
     model_output_class = RnnCaptionerModelOutput
-    decoder_options = ("sample_regions",)
+    decoder_options = ("sample_regions", "row_lengths")
 
     def make_cache(self) -> RecurrentCache:
         return RecurrentCache(self.config.num_layers)

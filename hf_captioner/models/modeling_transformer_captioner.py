@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention import RegionProjection, grid_positions, rows_per_image, sinusoidal_positions
 from .compat import with_eager_masks
 from .configuration_transformer_captioner import TransformerCaptionerConfig
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel, Dropout
 from .vision_encoder import VisionEncoder
 
 
@@ -186,7 +186,7 @@ class TransformerCaptionerResidual(nn.Module):
         super().__init__()
         self.is_pre = config.norm == "pre"
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def enter(self, hidden_states):
         return self.norm(hidden_states) if self.is_pre else hidden_states
@@ -276,7 +276,7 @@ class TransformerCaptionerEncoder(nn.Module):
         self.region_size = width = hidden if config.encoder_layers else self.vision_encoder.width
         self.region_norm = nn.LayerNorm(self.vision_encoder.width) if config.region_norm else nn.Identity()
         self.region_projection = nn.Linear(self.vision_encoder.width, hidden) if config.encoder_layers else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerCaptionerEncoderLayer(config, layer_idx) for layer_idx in range(config.encoder_layers)
         )
@@ -358,7 +358,7 @@ class TransformerCaptionerDecoder(nn.Module):
         self.embed_positions = None
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerCaptionerDecoderLayer(config, layer_idx) for layer_idx in range(config.decoder_layers)
         )

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from testing.tiny_models import ATTENTIONS, SYSTEMS, random_images, random_labels, tiny_model
+from testing.tiny_models import ATTENTIONS, SYSTEMS, TRANSFORMERS, VOCAB, random_images, random_labels, tiny_model
+
+from hf_captioner.models.modeling_captioner import Dropout
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -116,6 +118,75 @@ def test_training_logits_have_gradients_and_may_be_left_out(system):
     torch.testing.assert_close(without.loss, outputs.loss)
     model.eval()
     torch.testing.assert_close(model(**settings, output_logits=False).loss, model(**settings).loss)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if name not in ("none", *TRANSFORMERS)])
+def test_what_stands_behind_captions_is_left_out_and_changes_nothing(system, layers):
+    """Captions of all lengths in no order, an image without one: as when every step reads all rows (with a mask)."""
+    model = tiny_model(**SYSTEMS[system], num_layers=layers, doubly_stochastic_lambda=0.7)
+    labels = torch.randint(4, VOCAB, (4, 3, 11))
+    lengths = torch.tensor([[3, 11, 5], [2, 0, 1], [7, 7, 9], [0, 0, 0]])
+    labels[torch.arange(11) >= lengths[..., None]] = -100
+    settings = dict(image_features=torch.randn(4, 9, 12), labels=labels)
+    settings |= {"sample_regions": False} if "hard" in system else {}
+    other = copy.deepcopy(model)
+    for each in (model.train(), other.train()):
+        torch.manual_seed(0)
+        mask = None if each is model else torch.ones(12, 11, dtype=torch.long)
+        outputs = each(**settings, decoder_attention_mask=mask, output_attentions=True)
+        outputs.loss.backward()
+        if each is model:
+            shortened = outputs
+    torch.testing.assert_close(shortened.loss, outputs.loss)
+    torch.testing.assert_close(shortened.logits, outputs.logits)
+    real = labels.flatten(0, 1) != -100
+    for mine, theirs in zip(shortened.cross_attentions, outputs.cross_attentions, strict=True):
+        torch.testing.assert_close(mine.transpose(1, 2)[real], theirs.transpose(1, 2)[real])
+    for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_steps_read_no_more_than_the_longest_of_each_place():
+    lengths = torch.tensor([[1, 4], [0, 0], [6, 2]])
+    model = tiny_model()
+    read = []
+    model.model.decoder.attention_layer.alignment.register_forward_hook(
+        lambda module, inputs, scores: read.append(tuple(scores.shape[::2]))
+    )
+    labels = torch.randint(4, VOCAB, (3, 2, 6)).masked_fill(torch.arange(6) >= lengths[..., None], -100)
+    model(image_features=torch.randn(3, 9, 12), labels=labels, output_logits=False)
+    # images and rows of each; the empty image reads one step, of which nothing is used
+    assert read == [(3, 2), (2, 2), (2, 1), (2, 1), (1, 1), (1, 1)]
+    with pytest.raises(ValueError, match="`row_lengths` must come without"):
+        model(
+            pixel_values=random_images(),
+            labels=labels,
+            row_lengths=lengths.flatten(),
+            decoder_attention_mask=torch.ones(6, 6),
+        )
+
+
+@pytest.mark.parametrize("shape", [(7,), (160, 22, 33)])
+def test_dropout_leaves_out_its_part_and_scales_the_rest(shape):
+    dropout, inputs = Dropout(0.3), torch.randn(shape).requires_grad_()
+    assert dropout.eval()(inputs) is inputs
+    torch.manual_seed(0)
+    outputs = dropout.train()(inputs)
+    kept = outputs != 0
+    torch.testing.assert_close(outputs[kept], inputs[kept] / 0.7)
+    outputs.sum().backward()
+    torch.testing.assert_close(inputs.grad, kept / 0.7)
+    if inputs.numel() > 100:
+        count = kept.sum().item()
+        deviation = (inputs.numel() * 0.3 * 0.7) ** 0.5
+        assert abs(count - 0.7 * inputs.numel()) < 5 * deviation
+        # those that share a draw are independent
+        flat = kept.flatten()[: inputs.numel() // 4 * 4].view(-1, 4).double()
+        assert torch.corrcoef(flat.T).fill_diagonal_(0).abs().max() < 5 / len(flat) ** 0.5
+        torch.manual_seed(0)
+        assert torch.equal(dropout(inputs), outputs)
+        assert not torch.equal(dropout(inputs), outputs)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
