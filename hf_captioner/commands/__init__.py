@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import InputError
 from ..files import why_not_written
+from ..memory import keep_freed_memory
 
 # What reading a captioner's folder may raise: transformers trips over files of wrong types before our classes see
 # them.
@@ -24,6 +25,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         main: called with the arguments.
         argv: the arguments, by default those of the process.
     """
+    keep_freed_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     # transformers has an option of the same name, which is followed by what to look for ("underflow_overflow").

@@ -1,0 +1,30 @@
+"""How the process keeps its memory."""
+
+import ctypes
+
+# Parameters of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """
+    Lets the process keep what it frees, for its next allocation.
+
+    glibc asks the kernel for every large piece of memory (from 32 MB on, often less) and hands it back when it is
+    freed, and the kernel fills each new page with zeros when it is first touched. A vision model that allocates its
+    activations anew for every batch spends more than half of its time on that (docs/speed.md). Results stay the same
+    bit for bit. A process then never has less memory than it once needed, which is what the next batch needs anyway;
+    so commands call this, and the package itself does not.
+
+    Returns:
+        whether the C library could be told; others than glibc have no such parameters.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function (musl, macOS), or no such handle (Windows)
+        return False
+    largest = 2**31 - 1
+    return all(
+        mallopt(parameter, value) == 1
+        for parameter, value in [(_MMAP_MAX, 0), (_TRIM_THRESHOLD, largest), (_TOP_PAD, 2**26)]
+    )
