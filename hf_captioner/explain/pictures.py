@@ -50,7 +50,7 @@ def overlay(image: Image.Image, weights: np.ndarray, borders: bool = False) -> I
     shown = ImageEnhance.Brightness(ImageEnhance.Color(image).enhance(COLOR)).enhance(BRIGHTNESS)
     way = Image.Resampling.NEAREST if borders else Image.Resampling.BILINEAR
     for color, part in ((FOR, scaled), (AGAINST, -scaled)):
-        mask = Image.fromarray(np.uint8(255 * part.clip(0, 1))).resize(image.size, way)
+        mask = Image.fromarray((255 * part.clip(0, 1)).astype(np.uint8)).resize(image.size, way)
         shown.paste(color, mask=mask)
     if borders:
         draw = ImageDraw.Draw(shown)
