@@ -192,6 +192,16 @@ class CaptionerPreTrainedModel(WholeWeightsMixin):
         return model
 
 
+def check_row_lengths(decoder_attention_mask: torch.Tensor | None, past_key_values: Cache | None) -> None:
+    """
+    Raises:
+        ValueError: if one of both is there beside `row_lengths`, which speaks of whole captions padded at their end.
+    """
+    for name, given in [("decoder_attention_mask", decoder_attention_mask), ("past_key_values", past_key_values)]:
+        if given is not None:
+            raise ValueError(f"`row_lengths` must come without `{name}`, got both")
+
+
 class Dropout(nn.Dropout):
     """
     As torch's. On a CPU four elements share one random number of 64 bits, which takes a quarter of the time of torch's

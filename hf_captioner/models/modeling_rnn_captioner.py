@@ -17,7 +17,13 @@ from transformers.utils import ModelOutput
 
 from .attention import hard_selection, rows_per_image, soft_selection, weighted_context
 from .configuration_rnn_captioner import RnnCaptionerConfig
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel, Dropout
+from .modeling_captioner import (
+    CaptionerForConditionalGeneration,
+    CaptionerModel,
+    CaptionerPreTrainedModel,
+    Dropout,
+    check_row_lengths,
+)
 from .recurrent_cache import RecurrentCache
 from .vision_encoder import VisionEncoder
 
@@ -457,8 +463,8 @@ class RnnCaptionerDecoder(nn.Module):
             ValueError: if the rows are not a multiple of the images, the mask is not (N, S), or `row_lengths` comes
                 with a mask or a cache.
         """
-        if row_lengths is not None and not (decoder_attention_mask is None and past_key_values is None):
-            raise ValueError("`row_lengths` must come without `decoder_attention_mask` and cache, got both")
+        if row_lengths is not None:
+            check_row_lengths(decoder_attention_mask, past_key_values)
         config, length = self.config, decoder_input_ids.shape[1]
         mask = self._padding(decoder_attention_mask, length)
         if past_key_values is not None and past_key_values.get_seq_length() > 0:

@@ -18,7 +18,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention import RegionProjection, grid_positions, rows_per_image, sinusoidal_positions
 from .compat import with_eager_masks
 from .configuration_transformer_captioner import TransformerCaptionerConfig
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel, Dropout
+from .modeling_captioner import (
+    CaptionerForConditionalGeneration,
+    CaptionerModel,
+    CaptionerPreTrainedModel,
+    Dropout,
+    check_row_lengths,
+)
 from .vision_encoder import VisionEncoder
 
 
@@ -347,6 +353,52 @@ class TransformerCaptionerEncoder(nn.Module):
         return output if return_dict or return_dict is None else output.to_tuple()
 
 
+class _PackedRows:
+    """
+    Captions differ in length, and half of a padded batch can be padding. The captions of an image, one behind the
+    other, are one sequence with little padding, in which a token sees the earlier ones of its own caption.
+
+    Args:
+        lengths: how many tokens of each row count, (N,).
+        num_images: B.
+        length: T, of the batch.
+
+    Attributes:
+        places: (B, Q), the place of each token in its row; 0 for padding.
+        mask: (B, 1, Q, Q), which tokens each sees.
+    """
+
+    def __init__(self, lengths: torch.LongTensor, num_images: int, length: int):
+        self.shape = len(lengths), length
+        counts = torch.arange(length, device=lengths.device) < lengths[:, None]  # (N, T)
+        counts[:, 0] = True  # of a batch without a token, too, something is read
+        counts = counts.view(num_images, -1)  # (B, k * T)
+        totals = counts.sum(dim=1)
+        self._image, cell = counts.nonzero(as_tuple=True)
+        # Tokens of an image stand behind each other, and those of earlier images before them.
+        self._place = torch.arange(len(cell), device=cell.device) - (totals.cumsum(0) - totals)[self._image]
+        self._cell = self._image * counts.shape[1] + cell  # in the flattened batch (N * T)
+        cells = self._cell.new_full((num_images, int(totals.max())), -1)
+        cells[self._image, self._place] = self._cell
+        rows = cells.div(length, rounding_mode="floor")  # -1 for padding, which sees padding
+        self.places = cells.remainder(length).masked_fill(cells < 0, 0)
+        before = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool, device=rows.device).tril()
+        self.mask = ((rows[:, :, None] == rows[:, None]) & before)[:, None]
+
+    def pack(self, tokens: torch.LongTensor) -> torch.LongTensor:
+        """(N, T) -> (B, Q)."""
+        packed = tokens.new_zeros(self.places.shape)
+        packed[self._image, self._place] = tokens.flatten()[self._cell]
+        return packed
+
+    def unpack(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, Q, H) -> (N, T, H), zero where nothing was read."""
+        rows, length = self.shape
+        flat = hidden_states.new_zeros(rows * length, hidden_states.shape[-1])
+        flat = flat.index_copy(0, self._cell, hidden_states[self._image, self._place])
+        return flat.unflatten(0, (rows, length))
+
+
 class TransformerCaptionerDecoder(nn.Module):
     """Computed per row (caption): word embeddings with positions, and the decoder layers."""
 
@@ -395,11 +447,13 @@ class TransformerCaptionerDecoder(nn.Module):
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        row_lengths: torch.LongTensor | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
             decoder_input_ids: (N, T).
             encoder_outputs: [`TransformerCaptionerEncoderOutput`] of B images.
+            row_lengths: see [`TransformerCaptionerModel`].
             decoder_attention_mask: (N, S), where S includes the cached tokens: 0 for padding on the left, 1 otherwise;
                 or (N, 1, T, S), boolean, as `generate()` makes it for a static cache.
             past_key_values: cache of the self-attention. Of an `EncoderDecoderCache` only the self-attention half is
@@ -407,8 +461,8 @@ class TransformerCaptionerDecoder(nn.Module):
                 reorders a cache row by row.
 
         Raises:
-            ValueError: if the rows are not a multiple of the images, or a caption is longer than
-                `max_position_embeddings`.
+            ValueError: if the rows are not a multiple of the images, a caption is longer than
+                `max_position_embeddings`, or `row_lengths` comes with a mask or a cache.
         """
         length = decoder_input_ids.shape[1]
         rows_per_image(decoder_input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0])
@@ -417,13 +471,24 @@ class TransformerCaptionerDecoder(nn.Module):
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._check_length(length, past_length, past_key_values)
         positions = self._positions(length, past_length, decoder_attention_mask, decoder_input_ids.device)
+        packed = None
+        if row_lengths is not None:
+            check_row_lengths(decoder_attention_mask, past_key_values)
+            packs = self.config._attn_implementation in ("eager", "sdpa")  # others take no mask of this kind
+            if packs and not (output_attentions or output_hidden_states):
+                num_images = len(encoder_outputs.last_hidden_state)
+                packed = _PackedRows(row_lengths, num_images, length)
+                decoder_input_ids, positions = packed.pack(decoder_input_ids), packed.places
         embeddings = self.embed_tokens(decoder_input_ids) * self.config.hidden_size**0.5
         if self.embed_positions is None:
             embeddings = embeddings + sinusoidal_positions(positions, self.config.hidden_size, embeddings.dtype)
         else:
             embeddings = embeddings + self.embed_positions(positions)
         hidden_states = self.dropout(embeddings)  # (N, T, H)
-        mask = self._causal_mask(hidden_states, decoder_attention_mask, past_key_values, output_attentions)
+        if packed is None:
+            mask = self._causal_mask(hidden_states, decoder_attention_mask, past_key_values, output_attentions)
+        else:
+            mask = packed.mask
 
         all_states, all_self_weights, all_region_weights = (), (), ()
         keys, values = encoder_outputs.projected_keys, encoder_outputs.projected_values
@@ -441,7 +506,7 @@ class TransformerCaptionerDecoder(nn.Module):
             all_region_weights += (region_weights,)
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states,
+            last_hidden_state=hidden_states if packed is None else packed.unpack(hidden_states),
             hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
             attentions=all_self_weights if output_attentions else None,
             cross_attentions=all_region_weights if output_attentions else None,
@@ -450,7 +515,9 @@ class TransformerCaptionerDecoder(nn.Module):
 
 class TransformerCaptionerModel(CaptionerModel, TransformerCaptionerPreTrainedModel):
     """
-    The Transformer captioner without a language model head; see [`CaptionerModel.forward`].
+    The Transformer captioner without a language model head; see [`CaptionerModel.forward`]. An option of its own is
+    `row_lengths` (N,): how many tokens of each row count. What comes after them is not computed (zeros stand for it),
+    unless attentions or hidden states are asked for.
 
     Args:
         config: [`TransformerCaptionerConfig`].
@@ -458,6 +525,7 @@ class TransformerCaptionerModel(CaptionerModel, TransformerCaptionerPreTrainedMo
 
     encoder_class = TransformerCaptionerEncoder
     decoder_class = TransformerCaptionerDecoder
+    decoder_options = ("row_lengths",)
 
     def make_cache(self) -> EncoderDecoderCache:
         # Both halves, as transformers' encoder-decoder models have them; the regions' half stays empty.
