@@ -12,6 +12,7 @@ from ..errors import InputError
 from . import run
 from .caption import caption
 from .convert import convert
+from .demo import demo
 from .explain import explain_image
 
 # command: the file that does it, what it does, and the extra that brings the packages it needs
@@ -90,6 +91,7 @@ for _name in PASSED_ON:
     pass_on(_name)
 app.command("caption", no_args_is_help=True)(caption)
 app.command("convert", no_args_is_help=True)(convert)
+app.command("demo")(demo)
 app.command("explain", no_args_is_help=True)(explain_image)
 
 
