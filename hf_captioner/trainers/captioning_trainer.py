@@ -52,6 +52,7 @@ class CaptioningTrainer(ResumingTrainer):
     """
 
     data_collator: Callable[[list], dict]
+    evaluated: tuple[np.ndarray, np.ndarray] | None = None  # `index` and generated ids of the last evaluation
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class CaptioningTrainer(ResumingTrainer):
         self.eval_data_collator = eval_data_collator
         self._noted: dict[str, float | torch.Tensor] = defaultdict(float)
         self._noted_batches, self._noted_since = 0, 0
+        self._evaluated_loss = torch.zeros(2)  # sum over reference tokens, and their number
 
     def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
         with self._collating_for_evaluation():
@@ -139,9 +141,20 @@ class CaptioningTrainer(ResumingTrainer):
         """Inside, the model has the averaged weights, if they are kept and a training runs."""
         return nullcontext() if self.weight_average is None else self.weight_average.applied()
 
-    def evaluation_loop(self, *args, **kwargs) -> Any:
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> Any:
+        """
+        As in transformers, but the loss is the sum over all reference tokens divided by their number: the Trainer's
+        mean of batches depends on which images share one, and counts those twice that are repeated for the last.
+        """
+        self._evaluated_loss = torch.zeros(2, device=self.args.device)
         with self.averaged_weights():
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, tokens = self.accelerator.reduce(self._evaluated_loss).tolist()
+        if tokens:
+            output.metrics[f"{metric_key_prefix}_loss"] = total / tokens
+        generated = output.predictions is not None and output.label_ids is not None
+        self.evaluated = (output.label_ids, output.predictions) if generated else None
+        return output
 
     def save_model(self, *args, **kwargs) -> None:
         with self.averaged_weights():
@@ -261,11 +274,25 @@ class CaptioningTrainer(ResumingTrainer):
             )
             loss = None
             if labels is not None:
+                labels = self._without_repeated(labels)
                 loss = self.model(encoder_outputs=encoder_outputs, labels=labels, output_logits=False).loss.detach()
+                tokens = (labels != -100).sum()
+                self._evaluated_loss += torch.stack([loss * tokens, tokens]).to(self._evaluated_loss)
             if not generates:
                 return loss, None, None
             tokens = self.model.generate(encoder_outputs=encoder_outputs, **(gen_kwargs or self.generation_options))
         return loss, tokens, index
+
+    def _without_repeated(self, labels: torch.Tensor) -> torch.Tensor:
+        """
+        Labels (B, k, T) of the images that were not evaluated before, -100 in others: for the last step, images are
+        repeated so that every process has a batch of the same size. Those of the first process come first.
+        """
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        place = self.args.process_index * len(labels) + torch.arange(len(labels), device=labels.device)
+        return labels.masked_fill((place >= state.remainder)[:, None, None], -100)
 
 
 def caption_metrics(

@@ -34,9 +34,8 @@ SYSTEMS = {
 }
 
 
-# Statistics within a batch, of which the log has the mean over processes. The Trainer's loss of an evaluation is a
-# mean of batches, so it depends on which images share one; captions and metrics have each image once.
-OF_A_BATCH = {"attention_baseline", "attention_entropy", "reward_std", "eval_loss"}
+# Statistics within a batch, of which the log has the mean over processes.
+OF_A_BATCH = {"attention_baseline", "attention_entropy", "reward_std"}
 
 
 def without_chance() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import IterableDataset
+from safetensors.torch import load_model
 from testing import ROOT
 from testing.tiny_models import tiny_config
 from transformers import EvalPrediction, Seq2SeqTrainingArguments
@@ -215,8 +216,12 @@ trainer.args.max_steps = 2
 trainer.train()
 trainer.model.forward = forward
 output = trainer.predict(trainer.eval_dataset, max_new_tokens=6)
+if rank == 0:
+    from safetensors.torch import save_model
+    save_model(trainer.model, Path({out!r}, "trained.safetensors"))
 Path({out!r}, f"seen{{rank}}.json").write_text(json.dumps(dict(
-    seen=seen, indices=output.label_ids.tolist(), metrics=output.metrics["test_bleu_1"],
+    seen=seen, loss=output.metrics["test_loss"],
+    indices=output.label_ids.tolist(), metrics=output.metrics["test_bleu_1"],
     weights=float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
 )))
 """
@@ -234,7 +239,8 @@ def test_two_processes_keep_captions_with_their_image(tmp_path, iterable):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in range(2))
-    _, processor, dataset = setup(tmp_path, rows=7)
+    alone, processor, dataset = setup(tmp_path, rows=7)
+    load_model(alone.model, tmp_path / "trained.safetensors")
     truth = {}
     for row in dataset:
         pixels = processor(row["image"], return_tensors="pt")["pixel_values"]
@@ -244,6 +250,8 @@ def test_two_processes_keep_captions_with_their_image(tmp_path, iterable):
         assert texts == truth[round(total, 3)]
     assert first["seen"] and second["seen"] and first["weights"] == pytest.approx(second["weights"], rel=1e-12)
     assert set(first["indices"]) == set(range(7)) and first["metrics"] == second["metrics"]
+    # Seven images in batches of two in each process: one is evaluated twice, and counts once.
+    assert first["loss"] == second["loss"] == pytest.approx(loss_by_a_slow_loop(alone, dataset, processor), rel=1e-6)
 
 
 def test_the_trainer_does_not_change_the_model_it_evaluates(tmp_path):
@@ -257,3 +265,25 @@ def test_decoding_generated_ids():
     tokenizer = train_tokenizer(["a red dog 's ball ."])
     ids = np.array([[2, *tokenizer("a red dog 's ball.")["input_ids"], -100], [2, 3, 1, 1, 1, 1, 1, 1, -100]])
     assert decode_captions(tokenizer, ids) == ["a red dog's ball.", ""]
+
+
+def loss_by_a_slow_loop(trainer, dataset, processor) -> float:
+    """One caption at a time: the tokens' negative log-likelihoods and the attention's penalty, over their number."""
+    model, total, tokens = trainer.model.eval(), 0.0, 0
+    for row in dataset:
+        pixels = processor(row["image"], return_tensors="pt")["pixel_values"]
+        for caption in row["captions"]:
+            labels = processor(text_target=[[caption]], return_tensors="pt")["labels"]
+            count = int((labels != -100).sum())
+            with torch.no_grad():
+                total += float(model(pixel_values=pixels, labels=labels).loss) * count
+            tokens += count
+    return total / tokens
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7])
+def test_the_loss_of_an_evaluation_is_the_mean_over_reference_tokens(tmp_path, size):
+    trainer, processor, dataset = setup(tmp_path, rows=7, per_device_eval_batch_size=size)
+    expected = loss_by_a_slow_loop(trainer, dataset, processor)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == pytest.approx(expected)
