@@ -47,7 +47,7 @@ from ..data.coco_files import read_instances, read_results
 from ..data.shapes import SHAPES
 from ..errors import InputError
 from ..explain import save_calibration_picture
-from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks, object_words
+from ..metrics import ALL_METRICS, CaptionMetrics, DocumentFrequency, collapse_checks, find_alarms, object_words
 from . import run
 from .caption_sets import measure_sets
 from .captioning import Images, caption_images, describe_data, image_ids, versions, write_json, write_results
@@ -267,10 +267,12 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
         java_dir=args.java_dir,
         **known,
     )
+    checks = collapse_checks(captions, references)
     report = {
         "metrics": {name: scores[name] for name in args.metrics},
         "intervals_95": scores["intervals"],
-        "checks": collapse_checks(captions, references),
+        "checks": checks,
+        "alarms": {alarm.cause: alarm.text for alarm in find_alarms(checks)},
         "definitions": {
             "tokens": "Stanford PTB (CoreNLP 3.4.1) without punctuation, as in the COCO caption evaluation",
             "meteor_exact_stem": "METEOR 1.5 without synonyms and paraphrases",
@@ -315,6 +317,8 @@ def show(report: dict) -> None:
         print(f"{name:>18}  {value:.4f}  (of sets)")
     for name, value in report["checks"].items():
         print(f"{name:>18}  {value:.4f}" if isinstance(value, float) else f"{name:>18}  {value}")
+    for cause, text in report["alarms"].items():
+        print(f"{'alarm':>18}  {cause}: {text}")
     confidence = report["confidence"]
     if isinstance(confidence, str):
         print(f"{'confidence':>18}  {confidence}")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .alarms import Alarm, find_alarms
 from .bleu_score import bleu
 from .chair_score import chair, object_words
 from .cider import Cider, CiderD, CookedReferences, DocumentFrequency
@@ -31,6 +32,7 @@ else:
 
 __all__ = [
     "ALL_METRICS",
+    "Alarm",
     "CaptionMetrics",
     "CaptionReward",
     "Cider",
@@ -48,6 +50,7 @@ __all__ = [
     "clip_scores",
     "collapse_checks",
     "compare_scores",
+    "find_alarms",
     "holm",
     "image_use",
     "meteor_exact_stem",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cider import CiderD, DocumentFrequency
+from .image_use_score import image_use
 from .ptb_tokenizer import tokenize
 
 # Words that do not end an English caption. Prepositions that are also adverbs ("a dog runs around") are not listed.
@@ -32,7 +33,7 @@ def repeats(words: Sequence[str], length: int = 3) -> bool:
 def collapse_checks(
     predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
 ) -> dict[str, float | int]:
-    """Numbers that reveal a collapsed captioner even if its metrics look acceptable.
+    """Numbers that reveal a collapsed captioner even if its metrics look acceptable; [`find_alarms`] judges them.
 
     Args:
         predictions: B captions.
@@ -47,6 +48,8 @@ def collapse_checks(
         - `repetition_rate`: share of captions that say some three words in succession more than once.
         - `cider_d` and `cider_d_shuffled`: of the captions, and of the same captions assigned to other images. The
           second is much lower if captions depend on their image.
+        - `image_use`, `image_use_low` and `image_use_high`: CIDEr-D less the mean of five captions made for other
+          images, and its 95 % interval, which includes 0 if captions do not depend on their image.
 
     Raises:
         ValueError: there are no predictions, or more or fewer than references.
@@ -55,7 +58,10 @@ def collapse_checks(
         raise ValueError(f"predictions must be one for each of the {len(references)} images, got {len(predictions)}")
     captions = tokenize(predictions)
     tokenized = [tokenize(reference) for reference in references]
-    scorer = CiderD(DocumentFrequency.from_references(tokenized))
+    frequency = DocumentFrequency.from_references(tokenized)
+    scorer = CiderD(frequency)
+    use = image_use(captions, tokenized, frequency, seed)
+    low, high = use.confidence_interval(seed=seed)
     cooked = scorer.cook(tokenized)
     order = np.random.default_rng(seed).permutation(len(captions))
     other = np.empty_like(order)
@@ -68,4 +74,7 @@ def collapse_checks(
         "repetition_rate": float(np.mean([repeats(caption) for caption in captions])),
         "cider_d": float(scorer.score(captions, cooked).mean()),
         "cider_d_shuffled": float(scorer.score([captions[image] for image in other], cooked).mean()),
+        "image_use": use.corpus,
+        "image_use_low": low,
+        "image_use_high": high,
     }

@@ -319,6 +319,17 @@ def test_shapes_say_what_objects_they_have(script, references, tmp_path):
     assert report["metrics"]["image_use"] > 1 and "intervals_95" in report
 
 
+def test_captions_that_say_nothing_of_their_image_raise_an_alarm(script, references, tmp_path, capsys):
+    told = {}
+    for name, texts in (("good", [texts[0] for texts in references]), ("parrot", [references[0][0]] * 11)):
+        results = [{"image_id": image, "caption": text} for image, text in enumerate(texts)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+        told[name] = given(script, tmp_path / f"{name}.json", tmp_path / name, *FAST)["alarms"]
+    (text,) = told["parrot"].values()
+    assert told["good"] == {} and "captions handed to other images score as well" in told["parrot"]["blind"]
+    assert f"alarm  blind: {text}" in capsys.readouterr().out
+
+
 def test_objects_from_coco_s_instances(script, tmp_path):
     rows = []
     for number in (7, 9):
