@@ -18,13 +18,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import shapes_dataset
+from ..data.shapes import is_hit, named_objects
 from ..errors import InputError
 from ..explain import METHODS, deletion_and_insertion, token_maps
 from ..models.tokenization_captioner import decode_captions
 from . import run
 from .inputs import read_captioner
 from .parsing import CommandParser
-from .pointing import is_hit, named_objects
 
 COLUMNS = ("pointing", "deletion", "insertion")
 

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import shapes_dataset
-from ..data.shapes import IMAGE_SIZE, SHAPES
+from ..data.shapes import IMAGE_SIZE, is_hit, named_objects
 from ..models.tokenization_captioner import decode_captions
 from . import run
 from .inputs import read_captioner
@@ -34,25 +34,6 @@ class Arguments:
     seed: int = field(default=1, metadata={"help": "seed of the shapes; use another one than for training"})
     num_beams: int = field(default=1, metadata={"help": "beams of the captions"})
     batch_size: int = field(default=50, metadata={"help": "number of images processed at once"})
-
-
-def is_hit(weights: torch.Tensor, box: list[int], margin: float = 0) -> bool:
-    """
-    Whether the centre of the largest cell of a map (h, w) lies in a box (left, top, right, bottom) in pixels, or at
-    most `margin` pixels beside it.
-    """
-    height, width = weights.shape
-    row, column = divmod(int(weights.argmax()), width)
-    x, y = (column + 0.5) * IMAGE_SIZE / width, (row + 0.5) * IMAGE_SIZE / height
-    left, top, right, bottom = box
-    return left - margin <= x < right + margin and top - margin <= y < bottom + margin
-
-
-def named_objects(tokens: list[str], caption: str, row: dict) -> list[tuple[int, list[int]]]:
-    """For each token that names a shape: its place and the box of the object that the reference means."""
-    mentions = iter(row["mentions"][row["captions"].index(caption)])
-    places = [place for place, token in enumerate(tokens) if token.lstrip("\u2581 ") in SHAPES]
-    return [(place, row["objects"][next(mentions)]["box"]) for place in places]
 
 
 @torch.no_grad()

@@ -51,6 +51,7 @@ from ..models.vision_encoder import VisionEncoder
 from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
 from ..trainers.adapters import add_adapters
+from ..trainers.training_seen import TrainingSeen, alarms_of
 from . import run
 from .inputs import read_captioner, read_captions, refusing
 from .parsing import json_mapping
@@ -220,6 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         ema_decay=objective.ema_decay,
         **settings,
     )
+    trainer.add_callback(TrainingSeen(trainer, evaluation))
     if objective.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(objective.early_stopping_patience))
         args.restore_callback_states_from_checkpoint = True  # a resumed training goes on counting
@@ -240,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"\nmodel: {sample['caption']}")
             print("\n".join(f" true: {reference}" for reference in sample["references"]))
         if args.do_train:
-            write_training(folder, argv, num_beams, data_args)
+            write_training(folder, argv, num_beams, data_args, alarms_of(trainer.state.log_history))
             write_card(folder, name=trainer.hub_model_id if args.push_to_hub else None)
             print(f"\nmodel and processor: {folder}")
         else:

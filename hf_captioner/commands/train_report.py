@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,13 +40,16 @@ def write_samples(model, processor, dataset, count: int, folder: Path) -> list[d
     return samples
 
 
-def write_training(folder: Path, argv: list[str], num_beams: int, data_args: DataArguments) -> None:
+def write_training(
+    folder: Path, argv: list[str], num_beams: int, data_args: DataArguments, alarms: list[dict[str, Any]]
+) -> None:
     """`training.json`: what the model card reports about training that is not in the Trainer's files."""
     names = [part.split("=")[0].replace("-", "_") for part in argv]  # --hub-token is "__hub_token"
     secret = {place for place, name in enumerate(names) if name == "__hub_token"}  # the token is secret
     secret |= {place + 1 for place in secret if "=" not in argv[place]}
     kept = [part for place, part in enumerate(argv) if place not in secret]
     command = ["accelerate", "launch", "training/train.py", *kept]
-    training = {"command": shlex.join(command), "num_beams": num_beams}
+    training: dict[str, Any] = {"command": shlex.join(command), "num_beams": num_beams}
     training |= {name: getattr(data_args, name) for name in ("train_data", "train_split", "eval_data", "eval_split")}
+    training["alarms"] = alarms
     (folder / "training.json").write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n")

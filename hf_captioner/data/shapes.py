@@ -9,6 +9,7 @@ random generator, so every machine gets the same pixels.
 import io
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
@@ -203,3 +204,22 @@ def shapes_dataset(rows: int, seed: int = 0) -> Dataset:
         for name, values in columns.items():
             values.append(row[name])
     return Dataset.from_dict(columns, features=FEATURES)
+
+
+def is_hit(weights: Any, box: list[int], margin: float = 0) -> bool:
+    """
+    Whether the centre of the largest cell of a map (h, w), an array or a tensor, lies in a box (left, top, right,
+    bottom) in pixels, or at most `margin` pixels beside it.
+    """
+    height, width = weights.shape
+    row, column = divmod(int(weights.argmax()), width)
+    x, y = (column + 0.5) * IMAGE_SIZE / width, (row + 0.5) * IMAGE_SIZE / height
+    left, top, right, bottom = box
+    return left - margin <= x < right + margin and top - margin <= y < bottom + margin
+
+
+def named_objects(tokens: list[str], caption: str, row: dict) -> list[tuple[int, list[int]]]:
+    """For each token that names a shape: its place and the box of the object that the reference means."""
+    mentions = iter(row["mentions"][row["captions"].index(caption)])
+    places = [place for place, token in enumerate(tokens) if token.lstrip("\u2581 ") in SHAPES]
+    return [(place, row["objects"][next(mentions)]["box"]) for place in places]

@@ -17,7 +17,7 @@ from .curves import deletion_and_insertion
 from .explanation import ExplainedWord, Explanation, explain
 from .methods import METHODS, token_maps
 from .page import write_page
-from .pictures import overlay, save_animation, save_grid
+from .pictures import grid_picture, overlay, save_animation, save_grid
 
 __all__ = [
     "METHODS",
@@ -31,6 +31,7 @@ __all__ = [
     "explain",
     "fit_familiarity",
     "fit_temperature",
+    "grid_picture",
     "overlay",
     "reliability",
     "risk_coverage",

@@ -79,11 +79,31 @@ def save_grid(
         side: width of a small picture in inches.
         borders: as for [`overlay`].
     """
+    path = Path(path)
+    with replacing(path) as part:
+        _save_figure(part, path.suffix[1:] or "png", _grid(explanations, columns, side, borders))
+
+
+def grid_picture(
+    explanations: Sequence[Explanation], title: str = "", columns: int = 9, side: float = 1.4, borders: bool = False
+) -> Image.Image:
+    """What [`save_grid`] writes, as an image, under lines of text."""
+    figure = _grid(explanations, columns, side, borders)
+    figure.text(0.01, 1.0, title, fontsize=9, va="bottom", parse_math=False)
+    buffer = io.BytesIO()
+    _save_figure(buffer, "png", figure)
+    return Image.open(buffer).convert("RGB")
+
+
+def _save_figure(place: Any, kind: str, figure: Any) -> None:
+    figure.savefig(place, dpi=110, format=kind, bbox_inches="tight", pad_inches=0.05)
+
+
+def _grid(explanations: Sequence[Explanation], columns: int, side: float, borders: bool) -> Any:
     # Figure instead of pyplot, which keeps global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
     tiles: list[tuple[Image.Image, str] | None] = []
     for one in explanations:
         shown: list[tuple[Image.Image, str] | None] = [(to_rgb(one.image), "")]
@@ -100,8 +120,7 @@ def save_grid(
             axes.imshow(tile[0])
             axes.set_title(tile[1], fontsize=9, parse_math=False)  # a word with $ is no formula
     figure.tight_layout(pad=0.3)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=110, format=path.suffix[1:] or "png", bbox_inches="tight", pad_inches=0.05)
+    return figure
 
 
 def save_animation(
@@ -154,4 +173,4 @@ def _set_text(words: Sequence[str], font, width: int, pad: int = 8) -> tuple[lis
     return places, y + line + pad
 
 
-__all__ = ["overlay", "save_animation", "save_grid"]
+__all__ = ["grid_picture", "overlay", "save_animation", "save_grid"]

@@ -187,6 +187,7 @@ def from_evaluation(report: dict) -> dict:
             f"caption: {checks['mean_length']:.1f}; bad endings: {100 * checks['bad_ending_rate']:.1f} %{repetitions}."
             f" Handed to other images, the captions' CIDEr-D falls from {checks['cider_d']:.4f} to "
             f"{checks['cider_d_shuffled']:.4f}."
+            + "".join(f" Alarm: {cause}, {text}." for cause, text in report.get("alarms", {}).items())
         ),
     }
 
@@ -220,6 +221,7 @@ def progress(training: dict, state: dict) -> dict:
         "train_data": training.get("train_data"),
         "steps": state.get("global_step"),
         "runtime": None if seconds is None else f"{seconds / 60:.1f} minutes",
+        "alarms": [f"step {one['step']}, {one['cause']}: {one['text']}" for one in training.get("alarms", [])],
         "curve_names": names,
         "curve": [[entry["step"], *(f"{entry[f'eval_{name}']:.4f}" for name in names)] for entry in evaluations],
     }
