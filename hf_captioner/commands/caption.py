@@ -206,8 +206,10 @@ class Captioner:
         )
         self.keep_image = needs_images(self.options.get("custom_generate"))
 
-    def read(self, image: ImageFile):
-        return self.pipeline.preprocess(image.source(), prompt=self.settings.prompt, keep_image=self.keep_image)
+    def read(self, image: ImageFile, prompt: str | None = None):
+        """An image as the model takes it; its caption begins with the prompt, by default that of the settings."""
+        prompt = self.settings.prompt if prompt is None else prompt
+        return self.pipeline.preprocess(image.source(), prompt=prompt, keep_image=self.keep_image)
 
     def rows(self, batch: list) -> list[dict]:
         """Of pairs of an image and what reading it gave."""

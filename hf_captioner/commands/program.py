@@ -14,6 +14,7 @@ from .caption import caption
 from .convert import convert
 from .demo import demo
 from .explain import explain_image
+from .serve import serve
 
 # command: the file that does it, what it does, and the extra that brings the packages it needs
 PASSED_ON = {
@@ -93,6 +94,7 @@ app.command("caption", no_args_is_help=True)(caption)
 app.command("convert", no_args_is_help=True)(convert)
 app.command("demo")(demo)
 app.command("explain", no_args_is_help=True)(explain_image)
+app.command("serve")(serve)
 
 
 def program(argv: list[str]) -> None:

@@ -11,6 +11,21 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 
 _IGNORED = -100  # label of a position that the loss ignores
 
+# A captioner follows no instructions: what a chat asks is left out, and the caption goes on with what the chat's last
+# message has the assistant say already, if it does.
+CHAT_TEMPLATE = """\
+{%- set last = messages[-1] -%}
+{%- if last['role'] == 'assistant' and not add_generation_prompt -%}
+    {%- if last['content'] is string -%}
+        {{- last['content'] -}}
+    {%- else -%}
+        {%- for part in last['content'] if part['type'] == 'text' -%}
+            {{- part['text'] -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endif -%}
+"""
+
 
 class CaptionerProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its base is a TypedDict
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
@@ -23,6 +38,8 @@ class CaptionerProcessor(ProcessorMixin):
     Args:
         image_processor: a [`CaptionerImageProcessor`] or another of transformers.
         tokenizer: made by [`train_tokenizer`], or any other that appends its EOS token.
+        chat_template: Jinja template that makes a prompt of chat messages, by default the text that the assistant's
+            last message begins with; what others say is left out.
     """
 
     valid_processor_kwargs = CaptionerProcessorKwargs
@@ -31,9 +48,10 @@ class CaptionerProcessor(ProcessorMixin):
         self,
         image_processor: BaseImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | dict[str, str] | None = None,
         **kwargs,
     ):
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Any:
@@ -67,7 +85,7 @@ class CaptionerProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: an image or a list of B of them.
+            images: an image or a list of B of them, or of B lists of one, as chats have them.
             text: the prompt that the caption begins with, or a list of B prompts; `""` for none.
             text_target: captions to learn: one, a list (one per row), or a list of B lists, all captions of each
                 image.
@@ -97,6 +115,40 @@ class CaptionerProcessor(ProcessorMixin):
         if text_target is not None:
             data["labels"] = self._labels(text_target, text_kwargs)
         return BatchFeature(data, tensor_type=tensor_type)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Chat messages as what `generate()` takes.
+
+        Args:
+            conversation: a chat, a list of messages as in transformers, or a list of B chats. What is asked for in
+                words is left out: the answer is a caption. Where the last message is the assistant's, the caption
+                begins with its text.
+            chat_template: in place of the processor's own.
+            tokenize: whether to return tokens and pixels rather than the text of the prompt.
+            return_dict: whether to return both rather than the tokens alone.
+            **kwargs: as in transformers, `add_generation_prompt`, `continue_final_message` and `return_tensors` say.
+
+        Returns:
+            with `tokenize` and `return_dict`, `pixel_values` (B, 3, H, W) and `decoder_input_ids` (B, t) as from
+            calling the processor; with `tokenize` alone the latter; else the prompt, or a list of B prompts.
+
+        Raises:
+            ValueError: if a chat has no image, or several, and pixels are asked for.
+        """
+        if tokenize and return_dict:
+            _check_images(conversation)
+        found = super().apply_chat_template(
+            conversation, chat_template, tokenize=tokenize, return_dict=tokenize, **kwargs
+        )
+        return found["decoder_input_ids"] if tokenize and not return_dict else found
 
     def _prompts(self, texts: list[str]) -> dict[str, list[list[int]]]:
         start, padding = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
@@ -135,6 +187,17 @@ class CaptionerProcessor(ProcessorMixin):
             [token if real else _IGNORED for token, real in zip(ids, mask, strict=True)]
             for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
         ]
+
+
+def _check_images(conversation: Sequence) -> None:
+    is_batch = bool(conversation) and not isinstance(conversation[0], dict)
+    for place, chat in enumerate(conversation if is_batch else [conversation]):
+        contents = [message.get("content") for message in chat]
+        parts = [part for content in contents if isinstance(content, (list, tuple)) for part in content]
+        count = sum(part.get("type") in ("image", "image_url") for part in parts)
+        if count != 1:
+            where = f" in chat {place}" if is_batch else ""
+            raise ValueError(f"a chat must have one image to be captioned, got {count}{where}")
 
 
 CaptionerProcessor.register_for_auto_class()

@@ -30,6 +30,7 @@ def test_the_folder_is_whole_and_small():
     assert names == {
         "README.md",
         "calibration.json",
+        "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors",

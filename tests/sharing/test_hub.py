@@ -232,7 +232,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     code |= {"image_reading", "confidence_captioner", "url_captioner", "bounds_captioner"}
     code |= {"recurrent_cache"} if name == "rnn_captioner" else set()
     data = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "README.md"}
-    data |= {"tokenizer.json", "tokenizer_config.json"}
+    data |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     expected = data | {f"{module}.py" for module in code}
     files = hub.repositories[f"user/{kind}"].files()
     assert set(files) - {".gitattributes"} == expected

@@ -7,6 +7,10 @@ A key is a test's name or a pattern of it, with its class in front where only on
 from transformers import AutoImageProcessor
 
 _NO_PADDING = "beginnings of captions are never padded or cut; CaptionerProcessorTargetTest runs it on the labels"
+_OTHER_CHATS = (
+    "expects `input_ids` with all that was said; a captioner has `decoder_input_ids` with the answer's beginning, "
+    "and tests/models/test_processing.py covers chats"
+)
 
 _NO_GENERATION = "the source archive lacks transformers' generation tests; tests/test_generation.py covers generation"
 _NO_ENCODER_LAYERS = "expects encoder layers; tests/test_transformer_reference.py covers a captioner without them"
@@ -23,6 +27,10 @@ NOT_APPLICABLE = {
         "torchvision is installed, and the PIL backend elsewhere; the test demands torchvision",
     },
     "test_processing_captioner": {
+        "test_apply_chat_template_assistant_mask": _OTHER_CHATS,
+        "test_apply_chat_template_image*": _OTHER_CHATS,
+        "test_processor_text_has_no_visual": "chats without an image are refused, and one with an image fetches it "
+        "from the Hub",
         "test_call_arguments_not_in_processor_kwargs": "transformers counts `text_target` among the tokenizer's "
         "settings; here it is an input, the captions to learn",
         "CaptionerProcessorPromptTest::test_kwargs_overrides_default_subprocessor_kwargs_0_images": _NO_PADDING,
