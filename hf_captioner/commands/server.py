@@ -294,7 +294,7 @@ class CaptionServer:
     def _too_large(self, got: str) -> Refused:
         return Refused(413, f"a body must have at most {self.limits.upload / 2**20:g} MiB, got {got}")
 
-    def check_key(self, request: Request) -> None:
+    async def check_key(self, request: Request) -> None:
         """
         Raises:
             Refused: if there is a key and the request does not have it.
@@ -514,20 +514,25 @@ class Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, status = time.monotonic(), 500
+        start, answered = time.monotonic(), False
+
+        def count(status: int) -> None:
+            route = getattr(scope.get("route"), "path", "other")
+            self.server.requests.add(route, status)
+            self.server.request_seconds.add(time.monotonic() - start)
 
         async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            nonlocal answered
+            if not answered:  # before the client has it, so that who reads the counts next finds it among them
+                answered = True
+                count(message["status"])
             await send(message)
 
         try:
             await self.app(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self.server.requests.add(route, status)
-            self.server.request_seconds.add(time.monotonic() - start)
+            if not answered:
+                count(500)
 
 
 def application(server: CaptionServer) -> FastAPI:

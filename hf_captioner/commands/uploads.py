@@ -114,11 +114,12 @@ def read_images(body: Any) -> tuple[list[ImageText], str | None]:
     """
     if not isinstance(body, dict) or ("image" in body) == ("images" in body):
         raise InputError(f"a request in JSON must be an object with `image` or `images`, got {shown(body)}")
-    texts = {"image": body["image"]} if "image" in body else body["images"]
-    if isinstance(texts, list):
-        texts = {f"images[{place}]": text for place, text in enumerate(texts)}
-    if not isinstance(texts, dict) or not texts:
-        raise InputError(f"`images` must be a list of at least one image, got {shown(texts)}")
+    if "image" in body:
+        texts = {"image": body["image"]}
+    elif isinstance(body["images"], list) and body["images"]:
+        texts = {f"images[{place}]": text for place, text in enumerate(body["images"])}
+    else:
+        raise InputError(f"`images` must be a list of at least one image, got {shown(body['images'])}")
     for name, text in texts.items():
         if not isinstance(text, str):
             raise InputError(f"`{name}` must be base64 text or a `data:` URI, got {shown(text)}")
