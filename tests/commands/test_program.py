@@ -25,7 +25,7 @@ from hf_captioner.commands.shipped import CONFIGS, find_config
 from hf_captioner.data import shapes_dataset
 from hf_captioner.errors import InputError
 
-COMMANDS = [*PASSED_ON, "caption", "convert", "explain"]
+COMMANDS = [*PASSED_ON, "caption", "convert", "explain", "serve"]
 
 
 def start(*parts: str, code: str | None = None, **options) -> subprocess.Popen:

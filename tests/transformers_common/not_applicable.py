@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor
 _NO_PADDING = "beginnings of captions are never padded or cut; CaptionerProcessorTargetTest runs it on the labels"
 _OTHER_CHATS = (
     "expects `input_ids` with all that was said; a captioner has `decoder_input_ids` with the answer's beginning, "
-    "and tests/models/test_processing.py covers chats"
+    "and tests/models/test_chats.py covers chats"
 )
 
 _NO_GENERATION = "the source archive lacks transformers' generation tests; tests/test_generation.py covers generation"
