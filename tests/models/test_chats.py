@@ -1,17 +1,15 @@
-"""Chat messages: what a processor makes of them, and transformers' own pipeline for chats with images."""
+"""
+Chat messages: what a processor makes of them, and transformers' own pipeline for chats with images.
+`tests/sharing/test_hub.py` has a chat with captioners from the Hub, with the package and without.
+"""
 
 import base64
 import io
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from testing import ROOT
 from testing.tiny_models import SYSTEMS, noise_pictures, tiny_model, tiny_processor
 from transformers import AutoProcessor, pipeline
 
@@ -129,52 +127,13 @@ def test_transformers_own_pipeline_takes_chats(processor, system, tmp_path):
         {"type": "image", "path": str(tmp_path / "a.png")},
         {"type": "image_url", "image_url": {"url": uri(pictures[0])}},
     ):
-        (found,) = general([user(part, "What is this?")], **MAX)
+        (found,) = general([user(part, "What is this?")], generate_kwargs=dict(MAX))
         assert found["generated_text"][-1]["role"] == "assistant"
         assert found["generated_text"][-1]["content"].strip() == captions[0]
     chats = [[user(image(picture), "What is this?")] for picture in pictures]
     for options in ({}, {"batch_size": 3}):
-        found = general(chats, return_full_text=False, **options, **MAX)
+        found = general(chats, return_full_text=False, generate_kwargs=dict(MAX), **options)
         assert [one[0]["generated_text"].strip() for one in found] == captions
-    (begun,) = general([*chats[1], says("one two")], **MAX)
+    (begun,) = general([*chats[1], says("one two")], generate_kwargs=dict(MAX))
     expected = captioner(pictures[1], prompt="one two", **MAX)[0]["generated_text"]
     assert begun["generated_text"][-1]["content"][-1]["text"] == expected
-
-
-APART = """
-import json, sys
-sys.path[:] = [path for path in sys.path if path not in ({root!r}, "")]
-if {hide}:
-    sys.modules["hf_captioner"] = None  # as on a machine without the package
-else:
-    sys.path.insert(0, {root!r})
-    import hf_captioner
-from transformers import pipeline
-
-general = pipeline("image-text-to-text", model="saved", device="cpu", trust_remote_code={hide})
-assert type(general.model).__module__.startswith("transformers_modules" if {hide} else "hf_captioner")
-chat = [dict(role="user", content=[dict(type="image", path="a.png"), dict(type="text", text="What is this?")])]
-begun = [*chat, dict(role="assistant", content=[dict(type="text", text="one two")])]
-found = [general(one, max_new_tokens=6, num_beams=2)[0]["generated_text"][-1]["content"] for one in (chat, begun)]
-print("FOUND", json.dumps([found[0].strip(), found[1][0]["text"]]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("hide", [True, False])
-def test_a_folder_takes_chats_with_the_package_and_without(processor, tmp_path, hide):
-    model, picture = tiny_model(attention="additive"), noise_pictures(1)[0]
-    model.save_pretrained(tmp_path / "saved")
-    processor.save_pretrained(tmp_path / "saved")
-    picture.save(tmp_path / "a.png")
-    (tmp_path / "load.py").write_text(APART.format(root=str(ROOT), hide=hide))
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "load.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    captioner = pipeline("image-captioning", model=model, processor=processor, device="cpu")
-    expected = [captioner(picture, prompt=prompt, **MAX)[0]["generated_text"] for prompt in ("", "one two")]
-    assert json.loads(line.removeprefix("FOUND ")) == expected

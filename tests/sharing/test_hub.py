@@ -120,6 +120,7 @@ def test_the_same_logits_and_captions(loaded, home, kind):
         assert torch.equal(tensors[f"user/{kind}.{auto}.beams"], expected[f"{kind}.beams"])
     found = found[kind]
     assert found["caption"]["generated_text"] == found["general"].strip() and 0 < found["caption"]["score"] <= 1
+    assert found["chat"].strip() == found["caption"]["generated_text"]
     assert found["labels"] == json.loads((home / "labels.json").read_text())
 
 

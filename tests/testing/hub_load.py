@@ -51,12 +51,15 @@ def read(name: str, inputs: dict, trust: bool, folder: Path) -> tuple[dict, dict
     # What it warns of in 5.17 is its own.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     text = general(image, text="")[0]["generated_text"]
+    asked = [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]
+    answered = general([{"role": "user", "content": asked}])[0]["generated_text"][-1]["content"]
     logging.getLogger("transformers").setLevel(logging.WARNING)
     found = {
         "modules": {key: type(part).__module__ for key, part in {**models, **parts, "pipeline": captioner}.items()},
         "classes": {key: type(part).__name__ for key, part in {**models, **parts, "pipeline": captioner}.items()},
         "caption": caption,
         "general": text,
+        "chat": answered,
         "labels": processor(text_target=["one z"])["labels"],
     }
     tensors = {}
