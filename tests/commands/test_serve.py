@@ -22,6 +22,7 @@ from testing.pictures import BAD, noise, saved
 from testing.serving import served_captioner, serving, serving_apart, tiny_folder
 from transformers import pipeline
 
+from hf_captioner.commands import measure_serving
 from hf_captioner.commands.program import app, program
 from hf_captioner.commands.server import CHAT, Limits
 from hf_captioner.errors import InputError
@@ -652,3 +653,14 @@ def test_both_spellings_of_options():
     for name in ("--max-upload", "--max_upload"):
         work = app(["serve", name, "1.5", "--batch_wait", "20"], standalone_mode=False)
         assert work.args[2]["upload"] == 3 * 2**19 and work.args[3]["batch_wait"] == 0.02
+
+
+@pytest.mark.slow
+def test_together_is_faster_than_one_by_one(model, capsys):
+    """By the command that measures it; a tiny captioner spends most of its time on what a batch does once."""
+    measure_serving.main(["--model", model, "--data", "shapes:rows=32,seed=1", "--requests", "96", "--rounds", "2"])
+    printed = capsys.readouterr().out
+    found = re.search(r"Together ([\d.]+) times as many; 100.0% of the captions are the same.", printed)
+    assert float(found[1]) > 1.2, printed
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| 1")]
+    assert [int(row[0]) for row in rows] == [1, 16] and float(rows[0][4]) == 1 and float(rows[1][4]) > 2
