@@ -14,19 +14,20 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from .. import CaptionerProcessor, __version__
+from ..data.image_files import read_ahead
 from ..data.reading import decode_image, undecoded
 from ..data.sources import where
 from ..errors import InputError
 from ..files import replacing
 from ..models.image_reading import to_rgb
+from ..models.machine_captioner import THREADS
 from ..models.pipeline_captioner import needs_images
 from ..models.tokenization_captioner import decode_captions
 from ..sharing.card import weights_sha256
+from .confidence import Caption, confidence_in
 from .decoding_options import DecodingArguments
 from .inputs import read_captioner
 
@@ -45,10 +46,11 @@ def caption_images(
 
     Returns:
         the model, its processor, the captions of each image, none of one that cannot be read, the setting that
-        determines them, and by row why images could not be read.
+        determines them, by row why images could not be read, and the confidence in each image's first caption, as far
+        as it was read under the model's temperature.
     """
     folder = Path(args.output_dir)
-    model, processor = read_captioner(args.model)
+    model, processor = read_captioner(args.model, dtype=args.weights)
     model = model.to(state.device).eval()
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens")
     options = {name: getattr(args, name) for name in names}
@@ -58,7 +60,7 @@ def caption_images(
     setting = describe(args, dataset, ids, model, processor)
     used = {name: value for name, value in decoding.settings().items() if value is not None}
     setting |= {"decoding": used} if used else {}
-    captions, _ = earlier_captions(folder, setting, ids)
+    captions, _, _ = earlier_captions(folder, setting, ids)
     state.wait_for_everyone()  # all have read what is there before any adds to it
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def caption_images(
     mine = missing[state.process_index :: state.num_processes]
     write_captions(model, processor, dataset, mine, args, folder / "progress", state, search)
     state.wait_for_everyone()
-    captions, errors = earlier_captions(folder, setting, ids)
+    captions, errors, confidence = earlier_captions(folder, setting, ids)
     state.wait_for_everyone()  # all have read them before they are put in one place
     sets = [captions.get(row, []) for row in range(len(dataset))]
     if state.is_main_process:
@@ -81,9 +83,14 @@ def caption_images(
         if errors:
             named = [{"image_id": ids[row], "error": errors[row]} for row in sorted(errors)]
             write_json(folder / "errors.json", named)
+        write_json(
+            folder / "confidence.json", [{"image_id": ids[row]} | each for row, each in sorted(confidence.items())]
+        )
         write_results(folder / "captions.json", ids, [texts[:1] for texts in sets])
         shutil.rmtree(folder / "progress", ignore_errors=True)
-    return model, processor, sets, setting, errors
+    temperature = float(model.config.score_temperature)
+    known = {row: Caption.from_json(one) for row, one in confidence.items() if one["temperature"] == temperature}
+    return model, processor, sets, setting, errors, [known.get(row) for row in range(len(dataset))]
 
 
 def describe(args: "Arguments", dataset: Dataset, ids: list[int], model, processor: CaptionerProcessor) -> dict:
@@ -96,6 +103,7 @@ def describe(args: "Arguments", dataset: Dataset, ids: list[int], model, process
         "model": args.model,
         "model_type": model.config.model_type,
         "weights_sha256": weights_sha256(Path(args.model)),
+        "dtype": args.dtype,
         **describe_data(args, dataset, ids),
         "num_beams": generation.num_beams or 1,
         "length_penalty": 1.0 if generation.length_penalty is None else generation.length_penalty,
@@ -155,13 +163,16 @@ def image_ids(dataset: Dataset, column: str | None) -> list[int]:
     return ids
 
 
-def earlier_captions(folder: Path, setting: dict, ids: list[int]) -> tuple[dict[int, list[str]], dict[int, str]]:
+def earlier_captions(
+    folder: Path, setting: dict, ids: list[int]
+) -> tuple[dict[int, list[str]], dict[int, str], dict[int, dict]]:
     """
-    Each row's captions, the best first, that earlier runs with the same setting wrote, finished or interrupted; and by
-    row why an image could not be read in the interrupted ones.
+    Each row's captions, the best first, that earlier runs with the same setting wrote, finished or interrupted; by row
+    why an image could not be read in the interrupted ones; and by row the confidence in the first caption, with the
+    temperature that it was read under.
     """
     if not (folder / "setting.json").exists():
-        return {}, {}
+        return {}, {}, {}
     before = json.loads((folder / "setting.json").read_text("utf-8"))
     if before != json.loads(json.dumps(setting)):
         name = next(name for name in {**before, **setting} if before.get(name) != setting.get(name))
@@ -171,39 +182,41 @@ def earlier_captions(folder: Path, setting: dict, ids: list[int]) -> tuple[dict[
         )
     captions: dict[int, list[str]] = {}
     errors: dict[int, str] = {}
+    confidence: dict[int, dict] = {}
+    rows = {number: row for row, number in enumerate(ids)}
     if (folder / "captions.json").exists():  # written last
         several = (folder / "caption_sets.json").exists()
         results = json.loads((folder / f"caption{'_sets' if several else 's'}.json").read_text("utf-8"))
-        rows = {number: row for row, number in enumerate(ids)}
         captions = {rows[each["image_id"]]: each["captions"] if several else [each["caption"]] for each in results}
+    if (folder / "captions.json").exists() and (folder / "confidence.json").exists():
+        for each in json.loads((folder / "confidence.json").read_text("utf-8")):
+            confidence[rows[each.pop("image_id")]] = each
     for path in sorted((folder / "progress").glob("*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
             try:
-                row, texts, *error = json.loads(line)
+                row, texts, error, sure = json.loads(line)
             except ValueError:  # the process was stopped while it wrote this line, its last
                 continue
-            if error:
-                errors[row] = error[0]
+            if error is not None:
+                errors[row] = error
             else:
                 captions[row] = texts
-    return captions, {row: error for row, error in errors.items() if row not in captions}
+                if sure is not None:
+                    confidence[row] = sure
+    return captions, {row: error for row, error in errors.items() if row not in captions}, confidence
 
 
-class Pictures(TorchDataset):
-    """Pairs of a row and its picture, or why there is none."""
+class Pictures:
+    """The pictures of a data set, or why there is none."""
 
-    def __init__(self, dataset: Dataset, rows: list[int], source: str):
-        self.images, self.rows, self.source = undecoded(dataset), rows, source
+    def __init__(self, dataset: Dataset, source: str):
+        self.images, self.source = undecoded(dataset), source
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> tuple[int, Image.Image | str]:
-        row = self.rows[place]
+    def __getitem__(self, row: int) -> Image.Image | str:
         try:
-            return row, decode_image(self.images[row]["image"], where("image", row, self.source))
+            return decode_image(self.images[row]["image"], where("image", row, self.source))
         except InputError as error:
-            return row, str(error)
+            return str(error)
 
 
 class Images:
@@ -225,35 +238,49 @@ def write_captions(
 ) -> None:
     """
     Captions `rows` of the data set, with options of `generate()`; each batch is written as soon as it is there, as
-    lines [row, captions], or [row, null, error] of an image that cannot be read.
+    lines [row, captions, null, confidence], or [row, null, error, null] of an image that cannot be read.
     """
     if not rows:
         return
     folder.mkdir(parents=True, exist_ok=True)
     keep_images = needs_images(search.get("custom_generate"))
 
-    def collate(batch):
-        read = {row: to_rgb(picture) for row, picture in batch if not isinstance(picture, str)}
-        unread = [(row, None, error) for row, error in batch if row not in read]
-        photos = list(read.values())
-        inputs = processor(images=photos, return_tensors="pt") if photos else None
-        return list(read), inputs, {"images": photos} if keep_images else {}, unread
+    def read(rows: list[int]) -> tuple:
+        found = {}
+        unread = []
+        for row in rows:
+            picture = pictures[row]
+            if isinstance(picture, str):
+                unread.append((row, None, picture, None))
+            else:
+                found[row] = to_rgb(picture)
+        photos = list(found.values())
+        pixels = processor(images=photos, return_tensors="pt")["pixel_values"] if photos else None
+        return list(found), pixels, {"images": photos} if keep_images else {}, unread
 
-    loader = DataLoader(
-        Pictures(dataset, rows, args.data),
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        collate_fn=collate,
-    )
+    batches = [rows[start : start + args.batch_size] for start in range(0, len(rows), args.batch_size)]
+    pictures = Pictures(dataset, args.data)
+    threads = args.num_workers or THREADS
+    temperature = float(model.config.score_temperature)
     progress = tqdm(total=len(rows), desc="captioning", unit="image", disable=not state.is_local_main_process)
     # a file of its own for each run and process: nothing is ever added to a file that may end in half a line
     with open(folder / f"{time.time_ns()}-{state.process_index}.jsonl", "w", encoding="utf-8") as file, progress:
-        for read, inputs, more, lines in loader:
-            if read:
-                tokens = model.generate(**inputs.to(state.device), **more, **search)
+        for _, batch in read_ahead(read, batches, threads, threads):
+            if isinstance(batch, Exception):
+                raise batch
+            seen, pixels, more, lines = batch
+            if seen:
+                encoded = args.precision.encode(model, pixels.to(state.device, model.dtype))
+                tokens = model.generate(encoder_outputs=encoded, **more, **search)
                 captions = decode_captions(processor.tokenizer, tokens.cpu())
-                each = len(captions) // len(read)
-                lines += [(row, captions[place * each : (place + 1) * each]) for place, row in enumerate(read)]
+                each = len(captions) // len(seen)
+                sets = [captions[place : place + each] for place in range(0, len(captions), each)]
+                try:
+                    sure = confidence_in(model, processor, encoded, captions[::each], (1.0, temperature))
+                    known = [one.to_json() | {"temperature": temperature} for one in sure]
+                except InputError:  # of tokens that do not tell where a word begins; the report says so
+                    known = [None] * len(seen)
+                lines += [(row, texts, None, one) for row, texts, one in zip(seen, sets, known, strict=True)]
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             progress.update(len(lines))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from ..explain.calibration import expected_calibration_error, reliability, risk_
 from ..metrics import tokenize
 from ..metrics.caption_metrics import score_words
 from ..models.confidence_captioner import token_log_probabilities
+from ..models.machine_captioner import Precision, choose_precision
+
+EXACT = choose_precision("float32")
 
 DEFINITIONS = {
     "words": "a word, as spaces part them, is right if the image's references have it (its tokens, by the tokens of "
@@ -33,14 +37,72 @@ class Caption:
         words: as spaces part them.
         probabilities: (words, temperatures).
         scores: (temperatures), the geometric mean of all tokens' probabilities.
-        mean_region: (D), of its image.
+        familiarity: of its image, 1 if the captioner does not know any.
+        mean_region: (D), of its image; of a caption that was read from a file, `None`.
     """
 
     text: str
     words: list[str]
     probabilities: np.ndarray
     scores: np.ndarray
-    mean_region: torch.Tensor
+    familiarity: float = 1.0
+    mean_region: torch.Tensor | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the region, without loss."""
+        return {
+            "caption": self.text,
+            "words": self.words,
+            "probabilities": self.probabilities.tolist(),
+            "scores": self.scores.tolist(),
+            "familiarity": self.familiarity,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "Caption":
+        scores = np.array(row["scores"])
+        probabilities = np.array(row["probabilities"]).reshape(-1, len(scores))
+        return cls(row["caption"], row["words"], probabilities, scores, row["familiarity"])
+
+
+def confidence_in(
+    model, processor, encoded: Any, captions: Sequence[str] | None, temperatures: Sequence[float]
+) -> Iterator[Caption]:
+    """
+    How sure a captioner is of a caption of each image, under each of several temperatures.
+
+    Args:
+        model, processor: the captioner.
+        encoded: what its `get_encoder()` made of the images.
+        captions: what it said of them; captions them as its generation configuration says if `None`.
+        temperatures: of the softmax.
+
+    Raises:
+        InputError: if the tokenizer's tokens do not tell where a word begins.
+    """
+    if captions is None:
+        tokens = model.generate(encoder_outputs=encoded)
+    else:
+        labels = processor(text_target=list(captions), padding=True, return_tensors="pt")["labels"].to(model.device)
+        start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+        tokens = torch.cat([start, labels.masked_fill(labels == -100, model.config.pad_token_id)], dim=1)
+    logits = model(encoder_outputs=encoded, decoder_input_ids=tokens[:, :-1], use_cache=False).logits
+    tokens = tokens[:, 1:]
+    logs = torch.stack([token_log_probabilities(logits, tokens, one) for one in temperatures], -1)  # (B, T, G)
+    real = (~model.ends_before(tokens) & (tokens != model.config.pad_token_id)).cpu()
+    means = encoded.last_hidden_state.float().mean(1)
+    known = torch.ones(len(means)) if model.familiarity is None else model.familiarity(means[:, None])
+    for row, (ids, own, keep) in enumerate(zip(tokens.cpu(), logs.double().cpu(), real, strict=True)):
+        ids, own = ids[keep].tolist(), own[keep]
+        found = places_of_words(processor.tokenizer, ids)
+        yield Caption(
+            processor.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            [word for word, _ in found],
+            np.array([own[at].sum(0).exp().tolist() for _, at in found]).reshape(-1, len(temperatures)),
+            own.mean(0).exp().numpy(),
+            known[row].item(),
+            means[row].cpu(),
+        )
 
 
 @torch.inference_mode()
@@ -51,9 +113,10 @@ def read_confidence(
     temperatures: Sequence[float],
     captions: Iterable[str] | None = None,
     batch_size: int = 16,
+    precision: Precision = EXACT,
 ) -> Iterator[Caption]:
     """
-    How sure a captioner is of its captions, under each of several temperatures; familiarity is not counted in.
+    [`confidence_in`] the captions of images.
 
     Args:
         model, processor: the captioner.
@@ -61,36 +124,16 @@ def read_confidence(
         temperatures: of the softmax.
         captions: what it said of the images; captions them as its generation configuration says if `None`.
         batch_size: images at a time.
+        precision: how the vision model runs.
 
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.
     """
     images, said = iter(images), None if captions is None else iter(captions)
     while batch := list(islice(images, batch_size)):
-        pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device)
-        encoded = model.get_encoder()(pixel_values=pixels)
-        if said is None:
-            tokens = model.generate(encoder_outputs=encoded)
-        else:
-            texts = list(islice(said, len(batch)))
-            labels = processor(text_target=texts, padding=True, return_tensors="pt")["labels"].to(model.device)
-            start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
-            tokens = torch.cat([start, labels.masked_fill(labels == -100, model.config.pad_token_id)], dim=1)
-        logits = model(encoder_outputs=encoded, decoder_input_ids=tokens[:, :-1], use_cache=False).logits
-        tokens = tokens[:, 1:]
-        logs = torch.stack([token_log_probabilities(logits, tokens, one) for one in temperatures], -1)  # (B, T, G)
-        real = (~model.ends_before(tokens) & (tokens != model.config.pad_token_id)).cpu()
-        means = encoded.last_hidden_state.float().mean(1).cpu()
-        for row, (ids, own, keep) in enumerate(zip(tokens.cpu(), logs.double().cpu(), real, strict=True)):
-            ids, own = ids[keep].tolist(), own[keep]
-            found = places_of_words(processor.tokenizer, ids)
-            yield Caption(
-                processor.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                [word for word, _ in found],
-                np.array([own[at].sum(0).exp().tolist() for _, at in found]).reshape(-1, len(temperatures)),
-                own.mean(0).exp().numpy(),
-                means[row],
-            )
+        pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        texts = None if said is None else list(islice(said, len(batch)))
+        yield from confidence_in(model, processor, precision.encode(model, pixels), texts, temperatures)
 
 
 def right_words(caption: Caption, references: Sequence[str]) -> list[bool]:
@@ -122,11 +165,8 @@ def confidence_report(
     """
     right = [one for caption, texts in zip(captions, references, strict=True) for one in right_words(caption, texts)]
     before, after = np.concatenate([caption.probabilities for caption in captions]).T
-    scores = np.array([caption.scores[-1] for caption in captions])
+    scores = np.array([caption.scores[-1] * caption.familiarity for caption in captions])
     least = model.config.min_score
-    if model.familiarity is not None:
-        regions = torch.stack([caption.mean_region for caption in captions])[:, None].to(model.device)
-        scores = scores * model.familiarity(regions).cpu().numpy()
     return {
         "temperature": float(model.config.score_temperature),
         "words": {

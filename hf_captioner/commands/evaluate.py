@@ -53,7 +53,7 @@ from .caption_sets import measure_sets
 from .captioning import Images, caption_images, describe_data, image_ids, versions, write_json, write_results
 from .confidence import confidence_report, costs, read_confidence
 from .decoding_options import DecodingArguments
-from .inputs import SourceArguments, read_captions, refusing
+from .inputs import PrecisionArguments, SourceArguments, read_captions, refusing
 from .parsing import CommandParser
 
 
@@ -103,7 +103,7 @@ class MeasuringArguments:
 
 
 @dataclass
-class Arguments(MeasuringArguments):
+class Arguments(MeasuringArguments, PrecisionArguments):
     """What to caption, how, and what to measure."""
 
     output_dir: str = field(metadata={"help": "folder for captions.json and metrics.json"})
@@ -128,7 +128,10 @@ class Arguments(MeasuringArguments):
     )
     batch_size: int = field(default=32, metadata={"help": "images at a time in each process"})
     num_workers: int = field(
-        default=0, metadata={"help": "number of processes that load images, for each process that captions"}
+        default=0,
+        metadata={
+            "help": "number of threads that read images, for each process that captions; by default by the machine"
+        },
     )
     per_image: bool = field(default=False, metadata={"help": "write the scores of each image as well"})
 
@@ -138,7 +141,8 @@ class Arguments(MeasuringArguments):
             raise InputError(f"`model` or `captions` must be given, and not both, got {got}")
         if self.batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}")
-        super().__post_init__()
+        MeasuringArguments.__post_init__(self)
+        PrecisionArguments.__post_init__(self)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -158,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     known = objects_in(dataset, ids, args.instances)
     errors: dict[int, str] = {}
     if args.captions is None:
-        model, processor, sets, setting, errors = caption_images(args, decoding, dataset, ids, state)
+        model, processor, sets, setting, errors, read = caption_images(args, decoding, dataset, ids, state)
         several = decoding.num_return_sequences is not None
     else:
         sets, setting = read_given(args, dataset, ids)
@@ -169,6 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         if not rows:
             raise InputError(f"`data` must have an image that can be read, got none in {args.data}: {errors[0]}")
         dataset, ids, sets = dataset.select(rows), [ids[row] for row in rows], [sets[row] for row in rows]
+        read = [read[row] for row in rows]
         if "objects" in known:
             known["objects"] = [known["objects"][row] for row in rows]
     if state.is_main_process:
@@ -178,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         report = measure(args, texts, dataset, ids, frequency, known)
         report |= {"num_unreadable": len(errors), "setting": setting, "processes": state.num_processes}
         if args.captions is None:
-            report["confidence"] = measure_confidence(model, processor, dataset, texts, frequency, args.batch_size)
+            report["confidence"] = measure_confidence(model, processor, dataset, texts, read, frequency, args)
             if not isinstance(report["confidence"], str):
                 save_calibration_picture(folder / "calibration.png", report["confidence"])
         else:
@@ -294,15 +299,22 @@ def measure(args: Arguments, captions: list[str], dataset: Dataset, ids: list[in
     return report
 
 
-def measure_confidence(model, processor, dataset: Dataset, captions: list[str], frequency, batch_size: int):
-    """How far the captioner's confidence in these captions can be believed, or a text that says why nobody knows."""
+def measure_confidence(
+    model, processor, dataset: Dataset, captions: list[str], read: list, frequency, args: Arguments
+):
+    """
+    How far the captioner's confidence in these captions can be believed, or a text that says why nobody knows. `read`
+    is the confidence in each, as it was read when the image was captioned; without it, all images are read again.
+    """
     references = dataset["captions"][:]
-    images = (row["image"] for row in tqdm(dataset, desc="reading probabilities", unit="image"))
-    temperatures = (1.0, model.config.score_temperature)
-    try:
-        read = list(read_confidence(model, processor, images, temperatures, captions, batch_size))
-    except InputError as error:
-        return f"not available, because {error}"
+    if any(one is None for one in read):
+        images = (row["image"] for row in tqdm(dataset, desc="reading probabilities", unit="image"))
+        temperatures = (1.0, model.config.score_temperature)
+        again = read_confidence(model, processor, images, temperatures, captions, args.batch_size, args.precision)
+        try:
+            read = list(again)
+        except InputError as error:
+            return f"not available, because {error}"
     return confidence_report(model, read, references, costs(captions, references, frequency))
 
 

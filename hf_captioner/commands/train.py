@@ -30,11 +30,13 @@ choice, and --resume_from_checkpoint false refuses a folder that is not new. Set
 learned (reports, data workers, the feature cache's folder, save_total_limit) may differ.
 """
 
+import copy
 import json
 import re
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset as TorchDataset
@@ -47,6 +49,7 @@ from ..data.views import OneOfViews, RandomView, RandomViews, views_to_cache
 from ..errors import InputError
 from ..metrics import CaptionReward
 from ..models.configuration_captioner import CaptionerConfig
+from ..models.machine_captioner import choose_precision
 from ..models.vision_encoder import VisionEncoder
 from ..sharing import write_card
 from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
@@ -154,9 +157,14 @@ def features(
     data_args: DataArguments,
 ) -> tuple[TorchDataset, TorchDataset]:
     """Both data sets with features in place of images; in training they are of another view in every epoch."""
+    precision = choose_precision(data_args.dtype)
+    own = next(vision_encoder.parameters()).dtype
+    if data_args.dtype == "bfloat16":
+        vision_encoder = copy.deepcopy(vision_encoder).to(torch.bfloat16)
+    options = {"folder": data_args.feature_cache, "precision": precision, "dtype": own}
 
     def cached(part, view=None):
-        return cache_features(part, vision_encoder, image_processor, data_args.feature_cache, view=view)
+        return cache_features(part, vision_encoder, image_processor, view=view, **options)
 
     views = views_to_cache(data_args.flip, data_args.cached_crops or 0, data_args.smallest_crop)
     seen = [cached(train, view) for view in views]

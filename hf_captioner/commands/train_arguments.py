@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from ..data.views import RandomView
 from ..errors import InputError
+from ..models.machine_captioner import DTYPES
 from .inputs import SourceArguments
 from .parsing import CommandParser, json_mapping, read_settings
 from .shipped import find_config
@@ -178,6 +179,14 @@ class DataArguments(SourceArguments):
             "help": "number of cropped views in `feature_cache`, beside the whole image and with `flip` its mirror"
         },
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "of the features in `feature_cache` and how they are computed: auto, the default, is the fastest "
+            "way to float32; float32: bit for bit what the vision model itself gives; bfloat16: faster where a "
+            "processor has it, half as large and less exact"
+        },
+    )
     num_samples: int = field(
         default=12,
         metadata={"help": "number of evaluation images whose captions are written to samples.json after training"},
@@ -187,12 +196,14 @@ class DataArguments(SourceArguments):
         check_positive(self, "captions_per_image", "num_samples", "cached_crops")
         RandomView(self.flip, self.smallest_crop)  # refuses other shares than those of an area
         if self.feature_cache is None:
-            refuse_without_effect(self, ["cached_crops"], "without `feature_cache`")
+            refuse_without_effect(self, ["cached_crops", "dtype"], "without `feature_cache`")
         elif (self.cached_crops is None) != (self.smallest_crop is None):
             raise InputError(
                 "`smallest_crop` and `cached_crops` must come together with `feature_cache`, "
                 f"got {self.smallest_crop} and {self.cached_crops}"
             )
+        elif self.dtype not in (None, *DTYPES):
+            raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.on_bad_image not in ("error", "skip"):
             raise InputError(f"`on_bad_image` must be error or skip, got {self.on_bad_image!r}")
 

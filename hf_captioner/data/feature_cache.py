@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import torch
@@ -16,12 +16,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..errors import InputError
 from ..files import replacing
+from .image_files import read_ahead
 from .reading import decode_image, image_bytes, undecoded
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,20 @@ class FeatureDataset(Dataset):
         rows: a data set with `captions` and perhaps other columns.
         files: what [`cache_features`] wrote: one for every `IMAGES_PER_FILE` rows.
         digests: what identifies the image of each row.
+        dtype: of the features that are given; by default as they are in the files.
 
     Raises:
         InputError: if a file is damaged or of other images; when it is opened, or when a row is read.
     """
 
-    def __init__(self, rows: datasets.Dataset, files: Sequence[Path], digests: Sequence[bytes]):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        files: Sequence[Path],
+        digests: Sequence[bytes],
+        dtype: torch.dtype | None = None,
+    ):
+        self.dtype = dtype
         self.rows = rows.remove_columns("image") if "image" in rows.column_names else rows
         self.files = [FeatureFile(path, digests[start : start + IMAGES_PER_FILE]) for start, path in _starts(files)]
         self.grid = self.files[0].grid
@@ -56,7 +65,9 @@ class FeatureDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]
         file = self.files[index // IMAGES_PER_FILE]
-        return {**self.rows[index], "image_features": file.row(index % IMAGES_PER_FILE), "grid": self.grid}
+        features = file.row(index % IMAGES_PER_FILE)
+        features = features if self.dtype is None else features.to(self.dtype)
+        return {**self.rows[index], "image_features": features, "grid": self.grid}
 
 
 def _starts(files: Sequence[Path]) -> list[tuple[int, Path]]:
@@ -120,8 +131,32 @@ def _checksum(features: torch.Tensor, digest: bytes) -> int:
 View = Callable[[Image.Image], Image.Image]
 
 
-def _fingerprint(vision_encoder: nn.Module, image_processor: BaseImageProcessor, view: View | None) -> str:
-    """A hash of all that features depend on beside the image: weights, settings, preprocessing, view, libraries."""
+class Precision(Protocol):
+    """
+    How the vision model runs, see [`~hf_captioner.models.machine_captioner.Precision`].
+
+    Attributes:
+        key: says what regions depend on beside the weights and their type; empty if that is nothing.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    def regions(
+        self, vision_encoder: nn.Module, pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[int, int]]: ...
+
+
+def _fingerprint(
+    vision_encoder: nn.Module,
+    image_processor: BaseImageProcessor,
+    view: View | None,
+    precision: Precision | None,
+) -> str:
+    """
+    A hash of all that features depend on beside the image: weights and their type, settings, preprocessing, view,
+    libraries, and how the vision model runs.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -141,6 +176,8 @@ def _fingerprint(vision_encoder: nn.Module, image_processor: BaseImageProcessor,
         except PackageNotFoundError:
             continue
     described = [processing, config, settings, versions, None if view is None else repr(view)]
+    if precision is not None and precision.key:
+        described.append(precision.key)
     digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
@@ -174,8 +211,10 @@ def cache_features(
     image_processor: BaseImageProcessor,
     folder: str | Path,
     batch_size: int = 32,
-    num_workers: int = 0,
+    num_workers: int = 2,
     view: View | None = None,
+    precision: Precision | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FeatureDataset:
     """
     Runs the vision model over every image, unless a file in the folder already holds the result for the same weights,
@@ -191,8 +230,10 @@ def cache_features(
         image_processor: makes the `pixel_values` of an image.
         folder: folder for the files, whose size is images * regions * channels * bytes per number.
         batch_size: number of images that are processed at once.
-        num_workers: number of processes that read images.
+        num_workers: number of threads that read images ahead.
         view: what is done to every image first, see [`views_to_cache`]; its `repr` must say all that it does.
+        precision: how the vision model runs; by default as it stands. Another one has files of its own.
+        dtype: of the features that are given; by default that of the vision model, in which they are stored.
 
     Returns:
         [`FeatureDataset`] with `image_features` (L, D) and `grid` instead of `image`.
@@ -203,7 +244,7 @@ def cache_features(
     """
     images = undecoded(dataset)
     digests = image_digests(images)
-    home = Path(folder) / f"features-{_fingerprint(vision_encoder, image_processor, view)}"
+    home = Path(folder) / f"features-{_fingerprint(vision_encoder, image_processor, view, precision)}"
     files: list[Path] = []
     missing: dict[Path, range] = {}
     for start in range(0, len(digests), IMAGES_PER_FILE):
@@ -215,13 +256,14 @@ def cache_features(
     if missing:
         try:
             home.mkdir(parents=True, exist_ok=True)
-            _fill(missing, digests, _Decoded(images, view), vision_encoder, image_processor, batch_size, num_workers)
+            pictures = _Decoded(images, view)
+            _fill(missing, digests, pictures, vision_encoder, image_processor, batch_size, num_workers, precision)
         except OSError as error:
             raise InputError(
                 f"`feature_cache` must be a folder that can be written, with room for the features, got {home} "
                 f"({error.strerror}); what was written is used next time"
             ) from error
-    found = FeatureDataset(dataset, files, digests)
+    found = FeatureDataset(dataset, files, digests, dtype)
     for file in found.files:
         _same_grid(found.grid, file.grid)
     return found
@@ -251,19 +293,21 @@ def _fill(
     image_processor: BaseImageProcessor,
     batch_size: int,
     num_workers: int,
+    precision: Precision | None,
 ) -> None:
     """Writes the files; one that stands there is replaced."""
 
-    def collate(pictures):
-        return image_processor(pictures, return_tensors="pt")["pixel_values"]
+    def read(rows: list[int]) -> torch.Tensor:
+        return image_processor([images[row] for row in rows], return_tensors="pt")["pixel_values"]
 
     batches = [
         list(part[start : start + batch_size])
         for part in missing.values()
         for start in range(0, len(part), batch_size)
     ]
-    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate))
-    device = next(vision_encoder.parameters()).device
+    threads = max(1, num_workers)
+    pixels = read_ahead(read, batches, threads, threads)
+    weights = next(vision_encoder.parameters())
     was_training = vision_encoder.training
     vision_encoder.eval()
     grid = None
@@ -272,7 +316,13 @@ def _fill(
         for path, rows in missing.items():
             parts = []
             for _ in range(0, len(rows), batch_size):
-                regions, this_grid = vision_encoder(next(loader).to(device))
+                _, batch = next(pixels)
+                if isinstance(batch, Exception):
+                    raise batch
+                batch = batch.to(weights.device, weights.dtype)
+                regions, this_grid = (
+                    vision_encoder(batch) if precision is None else precision.regions(vision_encoder, batch)
+                )
                 grid = grid or this_grid
                 _same_grid(grid, this_grid)
                 parts.append(regions.cpu())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -21,6 +21,7 @@ from ..errors import InputError, listed, shown
 from .formats import IMAGE_SUFFIXES, lies_in
 from .sources import IMAGE_COLUMNS
 
+Read = TypeVar("Read")
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 
 
@@ -206,23 +207,23 @@ def _is_inside(folder: Path, path: str) -> bool:
 
 
 def read_ahead(
-    function: Callable[[ImageFile], Any], images: Iterable[ImageFile], threads: int, ahead: int
-) -> Iterator[tuple[ImageFile, Any]]:
+    function: Callable[[Read], Any], images: Iterable[Read], threads: int, ahead: int
+) -> Iterator[tuple[Read, Any]]:
     """
-    `function` of every image, computed by threads, at most `ahead` images before it is asked for.
+    `function` of every image, or of every batch of them, computed by threads, at most `ahead` before it is asked for.
 
     Returns:
         pairs of image and result, in order; an exception is a result as well.
     """
 
-    def attempt(image: ImageFile):
+    def attempt(image: Read):
         try:
             return function(image)
         except Exception as error:  # decoders raise whatever they like: struct.error, IndexError, zlib.error...
             return error
 
     pool = ThreadPoolExecutor(threads)
-    pending: deque[tuple[ImageFile, Future]] = deque()
+    pending: deque[tuple[Read, Future]] = deque()
     try:
         for image in images:
             pending.append((image, pool.submit(attempt, image)))

@@ -7,6 +7,7 @@ Tried with transformers 5.17.0 and 5.23.0.
 
 import copy
 import inspect
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -32,11 +33,27 @@ def with_eager_masks(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def asked_dtype(model: PreTrainedModel) -> "str | torch.dtype | None":
+    """
+    The `dtype` that a model was loaded with: `pipeline(..., dtype=...)` hands it to `from_pretrained` and to nobody
+    else. A model that was not loaded was made with the type that it has.
+    """
+    return getattr(model, "_asked_dtype", model.dtype)
+
+
 class WholeWeightsMixin(PreTrainedModel):
     """
     A `PreTrainedModel` that refuses a folder whose configuration describes far more weights than it has, before memory
     is taken for those that are missing. By way of a private method of `PreTrainedModel`, which makes them.
+    It remembers the `dtype` that it was loaded with, for [`asked_dtype`].
     """
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> Any:
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model._asked_dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        return loaded
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
         everything = self.state_dict()
