@@ -44,7 +44,10 @@ class Settings:
     decoding: DecodingArguments
 
     def flat(self) -> dict:
-        return {name: value for name, value in asdict(self).items() if name != "decoding"} | self.decoding.settings()
+        """`None` where nothing was asked for, so that a run goes on that was begun before there was the question."""
+        own = {name: value for name, value in asdict(self).items() if name != "decoding"}
+        own["dtype"] = None if self.dtype == "auto" else self.dtype
+        return own | self.decoding.settings()
 
 
 @with_decoding

@@ -100,6 +100,19 @@ def test_captions_are_those_of_the_pipeline(model, pipe, photos):
     assert sorted(os.listdir()) == ["out.jsonl", "photos"]
 
 
+def test_the_type_of_numbers_is_that_of_the_pipeline(model, photos):
+    for dtype in ("auto", "float32", "bfloat16"):
+        pipe = pipeline("image-captioning", model=model, device="cpu", dtype=dtype)
+        run("photos", "--model", model, "--output", f"{dtype}.jsonl", "--batch-size", 1, "--dtype", dtype)
+        for row in rows(f"{dtype}.jsonl"):
+            (caption,) = pipe(row["image"])
+            assert (row["caption"], row["score"]) == (caption["generated_text"], caption["score"]), "bit for bit"
+    scores = [[row["score"] for row in rows(f"{dtype}.jsonl")] for dtype in ("float32", "auto", "bfloat16")]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4) and scores[2] != pytest.approx(scores[0], rel=1e-4)
+    with pytest.raises(InputError, match="'--dtype': .*'half' is not one of 'auto', 'float32', 'bfloat16'"):
+        run("photos", "--model", model, "--dtype", "half")
+
+
 def test_every_kind_of_input_names_the_same_images(model, pipe, photos, monkeypatch):
     relative = [path.removeprefix("photos/") for path in photos]
     Path("photos/list.csv").write_text("file_name,caption\n" + "".join(f"{path},x\n" for path in relative))
@@ -384,6 +397,10 @@ def test_another_setting_does_not_go_on(model, photos):
     Path("out.jsonl.progress").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="`prompt` must be as in the run that was stopped, 'one', got ''"):
         run("photos", "--model", model, "--output", "out.jsonl")
+    lines[0] = {"settings": {"model": model, "prompt": ""}}
+    Path("out.jsonl.progress").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="`dtype` must be as in the run that was stopped, None, got 'bfloat16'"):
+        run("photos", "--model", model, "--output", "out.jsonl", "--dtype", "bfloat16")
 
 
 def test_what_was_read_of_a_stopped_run_is_not_done_again(model, photos):

@@ -21,6 +21,7 @@ from hf_captioner import (
     train_tokenizer,
 )
 from hf_captioner.commands import captioning, confidence, evaluate
+from hf_captioner.commands.inputs import read_captioner
 from hf_captioner.data import load_captions
 from hf_captioner.errors import InputError
 from hf_captioner.metrics import (
@@ -31,6 +32,8 @@ from hf_captioner.metrics import (
     collapse_checks,
     tokenize,
 )
+from hf_captioner.models.tokenization_captioner import decode_captions
+from hf_captioner.models.vision_encoder import VisionEncoder
 
 SCRIPT = ROOT / "training" / "evaluate_captions.py"
 DATA = "shapes:rows=11,seed=5"
@@ -85,7 +88,7 @@ def test_captions_and_numbers(script, model_folder, references, tmp_path):
     assert (setting["num_images"], setting["num_references"]) == (11, sum(map(len, references)))
     assert (setting["num_beams"], setting["length_penalty"], setting["max_new_tokens"]) == (1, 1.0, 8)
     assert len(setting["weights_sha256"]) == 1 and report["versions"]["torch"] == torch.__version__
-    names = ["calibration.png", "captions.json", "metrics.json", "setting.json"]
+    names = ["calibration.png", "captions.json", "confidence.json", "metrics.json", "setting.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
@@ -109,6 +112,57 @@ def test_how_far_the_confidence_can_be_believed(script, model_folder, references
     scores = {pipe(image)[0]["score"]: risk for image, risk in zip(load_captions(DATA)["image"], risks, strict=True)}
     best = scores[max(scores)]
     assert found["risk_coverage"]["risk"][0] == pytest.approx(best) and found["abstained"] == 0
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """How many images each pass of the vision model had."""
+    forward, counts = VisionEncoder.forward, []
+
+    def count(self, pixel_values):
+        counts.append(len(pixel_values))
+        return forward(self, pixel_values)
+
+    monkeypatch.setattr(VisionEncoder, "forward", count)
+    return counts
+
+
+def test_every_image_passes_the_vision_model_once(script, model_folder, tmp_path, seen, monkeypatch):
+    """For its caption and for the confidence in it, which is that of a second reading."""
+    _, report = run(script, model_folder, tmp_path)
+    assert sum(seen) == 11
+    seen.clear()
+    assert run(script, model_folder, tmp_path)[1]["confidence"] == report["confidence"] and not seen
+
+    config = json.loads((model_folder / "config.json").read_text())
+    changed = tmp_path / "changed"
+    shutil.copytree(model_folder, changed)
+    (changed / "config.json").write_text(json.dumps(config | {"score_temperature": 0.5}))
+    run(script, changed, tmp_path / "other")
+    seen.clear()
+    (changed / "config.json").write_text(json.dumps(config))
+    _, again = run(script, changed, tmp_path / "other")
+    assert sum(seen) == 11, "the confidence that was kept is under another temperature"
+    assert again["confidence"]["words"] == report["confidence"]["words"]
+    risk = again["confidence"]["risk_coverage"]["risk"]
+    assert risk == pytest.approx(report["confidence"]["risk_coverage"]["risk"])
+
+
+def test_float32_is_the_models_own_answer_and_auto_says_the_same(script, model_folder, tmp_path):
+    model, processor = read_captioner(str(model_folder))
+    images = load_captions(DATA)["image"]
+    expected = []
+    for start in range(0, 11, 2):
+        tokens = model.generate(**processor(images=images[start : start + 2], return_tensors="pt"))
+        expected += decode_captions(processor.tokenizer, tokens)
+    for dtype in ("float32", "auto"):
+        captions, report = run(script, model_folder, tmp_path / dtype, *FAST, "--dtype", dtype)
+        assert [result["caption"] for result in captions] == expected
+        assert report["setting"]["dtype"] == dtype
+    captions, _ = run(script, model_folder, tmp_path / "bfloat16", *FAST, "--dtype", "bfloat16")
+    assert all(result["caption"] for result in captions)
+    with pytest.raises(InputError, match="`dtype` must be one of auto, float32, bfloat16, got 'half'"):
+        run(script, model_folder, tmp_path / "half", "--dtype", "half")
 
 
 def test_a_tokenizer_without_words_has_no_confidence(script, model_folder, tmp_path, monkeypatch):
@@ -161,11 +215,11 @@ def test_an_interrupted_run_goes_on(script, model_folder, tmp_path, monkeypatch)
     generate = RnnCaptionerForConditionalGeneration.generate
     seen = []
 
-    def stop_at_third_batch(self, pixel_values, **kwargs):
+    def stop_at_third_batch(self, encoder_outputs, **kwargs):
         if len(seen) == 2:
             raise KeyboardInterrupt
-        seen.append(len(pixel_values))
-        return generate(self, pixel_values=pixel_values, **kwargs)
+        seen.append(len(encoder_outputs[0]))
+        return generate(self, encoder_outputs=encoder_outputs, **kwargs)
 
     monkeypatch.setattr(RnnCaptionerForConditionalGeneration, "generate", stop_at_third_batch)
     with pytest.raises(KeyboardInterrupt):
@@ -175,9 +229,9 @@ def test_an_interrupted_run_goes_on(script, model_folder, tmp_path, monkeypatch)
     with open(progress, "a") as file:  # stopped in the middle of a line
         file.write('[4, "half a capt')
 
-    def count(self, pixel_values, **kwargs):
-        seen.append(len(pixel_values))
-        return generate(self, pixel_values=pixel_values, **kwargs)
+    def count(self, encoder_outputs, **kwargs):
+        seen.append(len(encoder_outputs[0]))
+        return generate(self, encoder_outputs=encoder_outputs, **kwargs)
 
     seen.clear()
     monkeypatch.setattr(RnnCaptionerForConditionalGeneration, "generate", count)

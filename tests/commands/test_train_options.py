@@ -150,6 +150,11 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0"),
         (["--smallest_crop", "1.5"], "`smallest_crop` must be in"),
         (["--cached_crops", "2"], "`cached_crops` must be left out without `feature_cache`, got 2"),
+        (["--dtype", "auto"], "`dtype` must be left out without `feature_cache`, got 'auto'"),
+        (
+            ["--feature_cache", "x", "--freeze_vision", "--dtype", "half"],
+            "`dtype` must be one of auto, float32, bfloat16, got 'half'",
+        ),
         (
             ["--feature_cache", "x", "--freeze_vision", "--smallest_crop", "0.7"],
             "`smallest_crop` and `cached_crops` must come together with `feature_cache`, got 0.7 and None",

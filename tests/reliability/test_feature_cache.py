@@ -1,5 +1,6 @@
 """The feature cache serves the features of the images that are there, or says what is wrong with it."""
 
+import copy
 import io
 import os
 import shutil
@@ -20,6 +21,7 @@ from testing.tiny_models import tiny_model
 from hf_captioner import CaptionerImageProcessor
 from hf_captioner.data import cache_features, feature_cache, load_captions
 from hf_captioner.errors import InputError
+from hf_captioner.models.machine_captioner import choose_precision
 
 
 def picture(seed: int) -> bytes:
@@ -45,10 +47,10 @@ def cache(tmp_path, monkeypatch, model):
     computed = []
     hook = model.vision_encoder.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
 
-    def run(order=range(7), processor=processor):
+    def run(order=range(7), processor=processor, **options):
         computed.clear()
         dataset = load_captions(str(tmp_path / "t.csv"), check_images=False).select(list(order))
-        found = cache_features(dataset, model.vision_encoder, processor, tmp_path / "cache", batch_size=2)
+        found = cache_features(dataset, model.vision_encoder, processor, tmp_path / "cache", batch_size=2, **options)
         for row, image in enumerate(dataset["image"]):
             with torch.no_grad():
                 expected, _ = model.vision_encoder(processor(image, return_tensors="pt")["pixel_values"])
@@ -87,6 +89,35 @@ def test_what_features_depend_on_makes_others(cache, model, monkeypatch):
     assert cache() == 7
     monkeypatch.setattr(model.vision_encoder.model.config, "hidden_act", "silu")
     assert cache() == 7
+
+
+def test_features_of_one_precision_never_meet_another(cache, model, tmp_path):
+    exact, auto = choose_precision("float32"), choose_precision("auto")
+    assert cache() == 7 and cache(precision=exact) == 0, "as the vision model stands, by default"
+    assert cache(precision=auto) == 7 and cache(precision=auto) == 0 and cache(precision=exact) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+    half = copy.deepcopy(model.vision_encoder).to(torch.bfloat16)
+    processor = CaptionerImageProcessor(size={"height": 32, "width": 32})
+    dataset = load_captions(str(tmp_path / "t.csv"), check_images=False)
+    found = cache_features(
+        dataset, half, processor, tmp_path / "cache", precision=choose_precision("bfloat16"), dtype=torch.float32
+    )
+    stored = load_file(found.files[1].path)["features"]
+    assert len(list((tmp_path / "cache").iterdir())) == 3 and stored.dtype == torch.bfloat16
+    assert torch.equal(found[4]["image_features"], stored[1].float())
+    whole = cache_features(dataset, model.vision_encoder, processor, tmp_path / "cache")
+    for row in range(7):
+        expected = whole[row]["image_features"]
+        error = (found[row]["image_features"] - expected).norm() / expected.norm()
+        assert 0 < error < 0.03
+
+
+def test_images_are_read_ahead_by_several_threads(cache):
+    """Whatever their number, features come in the images' order; `cache` compares each with its own."""
+    for threads in (0, 1, 5):
+        shown = CaptionerImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1 + threads / 20, 0.2, 0.3])
+        assert cache(processor=shown, num_workers=threads) == 7
 
 
 def zeros(path: Path) -> None:
