@@ -397,7 +397,7 @@ def test_another_setting_does_not_go_on(model, photos):
     Path("out.jsonl.progress").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="`prompt` must be as in the run that was stopped, 'one', got ''"):
         run("photos", "--model", model, "--output", "out.jsonl")
-    lines[0] = {"settings": {"model": model, "prompt": ""}}
+    lines[0] = {"settings": dict(model=model, prompt="", words=False, existing="skip")}
     Path("out.jsonl.progress").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="`dtype` must be as in the run that was stopped, None, got 'bfloat16'"):
         run("photos", "--model", model, "--output", "out.jsonl", "--dtype", "bfloat16")
