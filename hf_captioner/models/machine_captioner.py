@@ -14,7 +14,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 # On a processor. An allocation of 32 MiB or more (glibc's largest threshold for that) is given back to the system at
 # once, to be cleared and mapped again for the next layer, which takes longer than many a layer does; and what fits
-# into the caches need not be fetched again. Two images of 288 pixels in single precision were best, four in half of it.
+# into the caches need not be fetched again. Best were two images of 288 pixels in single precision, four in half.
 PIXELS_AT_ONCE = 2 * 288 * 288
 
 THREADS = min(4, os.cpu_count() or 1)  # that read images while the model computes
