@@ -70,7 +70,8 @@ def serve_page(
         ) from error
     shown = example_files(examples)
     captioners = [
-        DemoCaptioner(name, *read_captioner(name)) for name in [model, *([] if compare is None else [compare])]
+        DemoCaptioner(name, *read_captioner(name, dtype="auto"))
+        for name in [model, *([] if compare is None else [compare])]
     ]
     page = build(captioners, shown)
     launch(page, address, max_waiting, max_upload, shown)

@@ -25,9 +25,10 @@ MOST_CAPTIONS = 10
 MOST_PROMPT = 200  # characters
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of the visitor's own machine: gradio's come from the network
 FRAME = 620  # pixels of an explanation's height
-CSS = (
-    ".gradio-container { max-width: 72rem !important; width: 100%; margin: auto; } .explanation iframe { border: 0; width: 100%; }"
-)
+CSS = """
+.gradio-container { max-width: 72rem !important; width: 100%; margin: auto; }
+.explanation iframe { border: 0; width: 100%; }
+"""
 
 
 def photograph() -> gr.Image:

@@ -89,7 +89,7 @@ def read_captions(source: str, *args, **kwargs) -> Dataset:
 
 
 def read_captioner(
-    path_or_name: str, fields: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32
+    path_or_name: str, fields: dict[str, Any] | None = None, dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, CaptionerProcessor]:
     """
     A saved captioner, and its processor.
@@ -97,7 +97,7 @@ def read_captioner(
     Args:
         path_or_name: its folder, or its name on the Hub.
         fields: of its configuration, in place of the saved ones.
-        dtype: of its weights.
+        dtype: of its weights, or "auto" for the one that they were saved in.
 
     Raises:
         InputError: if there is none, or it cannot have such fields.

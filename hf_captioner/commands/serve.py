@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from PIL import Image
 from typer import Option
@@ -40,6 +40,9 @@ def serve(
         Option(min=0, max=1, help="Abstain where the score is lower, as in `hf-captioner caption`; 0 never abstains."),
     ] = None,
     words: Annotated[bool, Option("--words", help="Give every word's probability in /caption.")] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], Option(help="Type of numbers, as in `hf-captioner caption`.")
+    ] = "auto",
     batch_size: Annotated[int, Option(min=1, help="Images that are captioned together at most.")] = 16,
     batch_wait: Annotated[
         float, Option(min=0, max=1000, help="Milliseconds that an image waits for others to be captioned with.")
@@ -82,7 +85,7 @@ def serve(
         raise InputError(f"`--max-images` must be at most `--max-waiting` ({max_waiting}), got {max_images}")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
         raise InputError("`--api-key` must be ASCII text without spaces around it, got something else")
-    settings = Settings(model, prompt, num_beams, min_score, words, "skip", decoding)
+    settings = Settings(model, prompt, num_beams, min_score, words, "skip", dtype, decoding)
     return partial(
         serve_captions,
         settings,

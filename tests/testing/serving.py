@@ -41,7 +41,9 @@ def served_captioner(
     **decoding,
 ) -> ServedCaptioner:
     """As `hf-captioner serve` loads it with these options."""
-    return ServedCaptioner(Settings(model, prompt, num_beams, min_score, words, "skip", DecodingArguments(**decoding)))
+    return ServedCaptioner(
+        Settings(model, prompt, num_beams, min_score, words, "skip", "auto", DecodingArguments(**decoding))
+    )
 
 
 class Running(NamedTuple):
