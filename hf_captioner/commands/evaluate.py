@@ -21,6 +21,9 @@ reliability diagram and a risk-coverage curve, drawn in `calibration.png`; `hf-c
 and the settings that comparisons need. If it was interrupted, the same command continues with the images that have no
 caption yet; after it has finished, it only computes the metrics again.
 
+`confidence.json` keeps the words' probabilities, read together with the captions, for the next time that metrics are
+computed.
+
 Images that cannot be read are listed in `errors.json` and left out of captions and metrics, and the exit status is 1;
 the same command tries them again.
 
