@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     Lets the process keep what it frees, for its next allocation.
 
     glibc asks the kernel for every large piece of memory (from 32 MB on, often less) and hands it back when it is
-    freed, and the kernel fills each new page with zeros when it is first touched. A vision model that allocates its
-    activations anew for every batch spends more than half of its time on that (docs/speed.md). Results stay the same
+    freed, and the kernel fills each new page with zeros when it is first touched: for a vision model, whose
+    activations are allocated anew for every batch, that can take longer than what it computes. Results stay the same
     bit for bit. A process then never has less memory than it once needed, which is what the next batch needs anyway;
     so commands call this, and the package itself does not.
 

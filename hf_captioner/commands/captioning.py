@@ -8,13 +8,14 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .. import CaptionerProcessor, __version__
 from ..data.image_files import read_ahead
@@ -38,17 +39,30 @@ if TYPE_CHECKING:
 CAPTION_VERSIONS = ("hf_captioner", "torch", "transformers", "tokenizers", "pillow", "torchvision")
 
 
+class Captioned(NamedTuple):
+    """
+    What became of a data set's images.
+
+    Attributes:
+        model, processor: the captioner.
+        sets: the captions of each image, none of one that cannot be read.
+        setting: that determines them.
+        errors: by row why images could not be read.
+        confidence: in each image's first caption, as far as it was read under the model's temperature.
+    """
+
+    model: PreTrainedModel
+    processor: CaptionerProcessor
+    sets: list[list[str]]
+    setting: dict
+    errors: dict[int, str]
+    confidence: list[Caption | None]
+
+
 def caption_images(
     args: "Arguments", decoding: DecodingArguments, dataset: Dataset, ids: list[int], state: PartialState
-) -> tuple:
-    """
-    Captions all images of a data set, those left out that an earlier run with the same setting captioned.
-
-    Returns:
-        the model, its processor, the captions of each image, none of one that cannot be read, the setting that
-        determines them, by row why images could not be read, and the confidence in each image's first caption, as far
-        as it was read under the model's temperature.
-    """
+) -> Captioned:
+    """Captions all images of a data set, those left out that an earlier run with the same setting captioned."""
     folder = Path(args.output_dir)
     model, processor = read_captioner(args.model, dtype=args.weights)
     model = model.to(state.device).eval()
@@ -90,7 +104,7 @@ def caption_images(
         shutil.rmtree(folder / "progress", ignore_errors=True)
     temperature = float(model.config.score_temperature)
     known = {row: Caption.from_json(one) for row, one in confidence.items() if one["temperature"] == temperature}
-    return model, processor, sets, setting, errors, [known.get(row) for row in range(len(dataset))]
+    return Captioned(model, processor, sets, setting, errors, [known.get(row) for row in range(len(dataset))])
 
 
 def describe(args: "Arguments", dataset: Dataset, ids: list[int], model, processor: CaptionerProcessor) -> dict:

@@ -172,10 +172,10 @@ def captions_of(args: Arguments, source: str, name: str, dataset: Dataset, ids: 
         return [texts[0] for texts in sets]
     settings = evaluate.Arguments(model=source, output_dir=str(folder), **settings)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    _, _, sets, _, errors = caption_images(settings, DecodingArguments(), dataset, ids, state)
-    if errors:  # the others would be compared on other images
-        raise InputError(next(iter(errors.values())))
-    return [texts[0] for texts in sets]
+    found = caption_images(settings, DecodingArguments(), dataset, ids, state)
+    if found.errors:  # the others would be compared on other images
+        raise InputError(next(iter(found.errors.values())))
+    return [texts[0] for texts in found.sets]
 
 
 def as_json(found) -> dict:
