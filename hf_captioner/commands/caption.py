@@ -1,53 +1,23 @@
 """`hf-captioner caption`: captions of any number of images, into files that a stopped run goes on with."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from tqdm.auto import tqdm
-from transformers import pipeline
-from transformers.utils.logging import disable_progress_bar
 from typer import Argument, Option
 
 from ..checkpoints import PHOTOGRAPHS
 from ..data.caption_files import check_suffix, text_cells, text_writer
 from ..data.caption_store import CaptionStore, Existing
 from ..data.image_files import ImageFile, ImageFiles, read_ahead
-from ..decoding import word_probabilities
-from ..errors import InputError, brief
-from ..models.generation_captioner import GENERATION_BOUNDS
-from ..models.pipeline_captioner import TASK, needs_images
-from . import FOLDER_ERRORS
+from ..errors import InputError
+from .bulk import caption_in_processes
+from .captioner import MAX_BEAMS, THREADS, Captioner, Settings
 from .decoding_options import DecodingArguments, with_decoding
-
-MAX_BEAMS = GENERATION_BOUNDS["num_beams"][1]
-THREADS = min(16, 2 * (os.cpu_count() or 1))  # that read images
-
-
-@dataclass(frozen=True)
-class Settings:
-    """On what the captions of a run depend."""
-
-    model: str
-    prompt: str
-    num_beams: int | None
-    min_score: float | None
-    words: bool
-    existing: str
-    dtype: str
-    decoding: DecodingArguments
-
-    def flat(self) -> dict:
-        """`None` where nothing was asked for, so that a run goes on that was begun before there was the question."""
-        own = {name: value for name, value in asdict(self).items() if name != "decoding"}
-        own["dtype"] = None if self.dtype == "auto" else self.dtype
-        return own | self.decoding.settings()
 
 
 @with_decoding
@@ -104,6 +74,9 @@ def caption(
         ),
     ] = "auto",
     image_column: Annotated[str | None, Option(help="Column of tables, by default found by its usual names.")] = None,
+    processes: Annotated[
+        int, Option(min=1, max=1024, help="Processes that caption, each with a model of its own.")
+    ] = 1,
     *,
     decoding: DecodingArguments,
 ) -> Callable[[], None]:
@@ -134,14 +107,16 @@ def caption(
     if output is not None:
         check_suffix(output)
     settings = Settings(model, prompt, num_beams, min_score, words, existing.value, dtype, decoding)
-    return partial(caption_images, inputs, image_column, settings, batch_size, output, sidecar, score)
+    if processes > 1 and (decoding.seed is not None or decoding.decoding in ("stochastic", "mbr", "rerank")):
+        raise InputError(f"`--processes` must be 1 with a search that draws samples, got {processes}")
+    return partial(caption_images, inputs, image_column, settings, (batch_size, processes), output, sidecar, score)
 
 
 def caption_images(
     inputs: list[str],
     image_column: str | None,
     settings: Settings,
-    batch_size: int,
+    work: tuple[int, int],
     output: Path | None,
     sidecar: bool,
     score: bool,
@@ -152,7 +127,7 @@ def caption_images(
     try:
         store = CaptionStore(images, settings.flat(), Existing(settings.existing), output, sidecar, score)
         with tqdm(total=len(images), desc="captioning", unit="image", disable=None) as bar:  # None: on a terminal
-            for rows in caption_batches(store.missing(bar.update), settings, batch_size):
+            for rows in caption_batches(store.missing(bar.update), settings, *work):
                 rows = store.add(rows)
                 bar.update(len(rows))
                 if output is None:
@@ -172,9 +147,14 @@ def caption_images(
         raise SystemExit(1)
 
 
-def caption_batches(images: Iterator[ImageFile], settings: Settings, batch_size: int) -> Iterator[list[dict]]:
+def caption_batches(
+    images: Iterator[ImageFile], settings: Settings, batch_size: int, processes: int
+) -> Iterator[list[dict]]:
     first = next(images, None)
     if first is None:  # nothing to be done, and no model needed
+        return
+    if processes > 1:
+        yield from caption_in_processes(chain([first], images), settings, batch_size, processes)
         return
     captioner = Captioner(settings)
     batch = []
@@ -194,71 +174,3 @@ def show(rows: list[dict], score: bool) -> None:
     for row in rows:
         if "error" in row:
             tqdm.write(f"error: {row['image']}: {row['error']}", file=sys.stderr)
-
-
-class Captioner:
-    """The pipeline, step by step: reading is done ahead of the model by threads, an image that fails alone."""
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        disable_progress_bar()  # of weights being loaded; there is one of images
-        try:
-            self.pipeline = pipeline(TASK, model=settings.model, dtype=settings.dtype)
-        except FOLDER_ERRORS as error:
-            reason = brief(error).split(" See the original errors")[0]  # behind it is a traceback
-            raise InputError(
-                f"`--model` must be the folder or Hub name of a captioner, got {settings.model!r}: {reason}"
-            ) from error
-        self.tokenizer = self.pipeline.processor.tokenizer
-        own = self.pipeline.model.config.min_score or 0
-        self.min_score = own if settings.min_score is None else settings.min_score
-        self.options = settings.decoding.options(
-            self.pipeline.model, self.pipeline.processor, num_beams=settings.num_beams
-        )
-        self.keep_image = needs_images(self.options.get("custom_generate"))
-
-    def read(self, image: ImageFile, prompt: str | None = None):
-        """An image as the model takes it; its caption begins with the prompt, by default that of the settings."""
-        prompt = self.settings.prompt if prompt is None else prompt
-        return self.pipeline.preprocess(image.source(), prompt=prompt, keep_image=self.keep_image)
-
-    def rows(self, batch: list) -> list[dict]:
-        """Of pairs of an image and what reading it gave."""
-        inputs = [read for _, read in batch if not isinstance(read, Exception)]
-        captions = iter(self.captions(inputs) if inputs else [])
-        rows = []
-        for image, read in batch:
-            if isinstance(read, Exception):
-                rows.append({"image": image.name, "error": brief(read)})
-            else:
-                rows.append({"image": image.name, **next(captions)})
-        return rows
-
-    def captions(self, inputs: list) -> Iterator[dict]:
-        together = type(inputs[0])(
-            {
-                name: torch.cat([one[name] for one in inputs]) if name != "images" else [one[name] for one in inputs]
-                for name in inputs[0]
-            }
-        )
-        try:
-            outputs = self.pipeline.forward(together, generate_kwargs=self.options)
-        except InputError:
-            raise
-        except ValueError as error:  # as of a prompt that is longer than a caption may be
-            raise InputError(f"the captioner must be able to do what the options say, got: {error}") from error
-        for index in range(len(inputs)):
-            found, *others = self.pipeline.postprocess({name: one[index : index + 1] for name, one in outputs.items()})
-            row = self.scored(found)
-            if self.settings.decoding.num_return_sequences is not None:
-                row["others"] = [self.scored(other) for other in others]
-            if self.settings.words:
-                probabilities = [token["probability"] for token in found["tokens"]]
-                said = outputs["sequences"][index, 0, -outputs["log_probabilities"].shape[-1] :]
-                row["words"] = word_probabilities(self.tokenizer, said[: len(probabilities)].tolist(), probabilities)
-            yield row
-
-    def scored(self, found: dict) -> dict:
-        """A caption, or none if its score is too low, with its scores."""
-        caption = None if found["score"] < self.min_score else found["generated_text"]
-        return {"caption": caption, **{name: found[name] for name in ("score", "search_score") if name in found}}

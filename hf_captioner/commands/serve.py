@@ -14,7 +14,7 @@ from typer import Option
 
 from ..checkpoints import PHOTOGRAPHS
 from ..errors import InputError
-from .caption import MAX_BEAMS, Settings
+from .captioner import MAX_BEAMS, Settings
 from .decoding_options import DecodingArguments, with_decoding
 
 MIB = 2**20

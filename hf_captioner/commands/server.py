@@ -28,7 +28,7 @@ from .. import __version__
 from ..errors import InputError, brief
 from ..models.url_captioner import download
 from .batching import Batcher
-from .caption import Captioner
+from .captioner import Captioner
 from .serving_metrics import Count, Now, Spread, exposition
 from .uploads import Chat, ImageText, Upload, is_address, read_chat, read_images, read_prompt
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import uvicorn
 
-from hf_captioner.commands.caption import Settings
+from hf_captioner.commands.captioner import Settings
 from hf_captioner.commands.decoding_options import DecodingArguments
 from hf_captioner.commands.serve import bound, model_name
 from hf_captioner.commands.server import CaptionServer, Limits, ServedCaptioner, application
