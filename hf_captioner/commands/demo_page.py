@@ -24,6 +24,7 @@ MOST_BEAMS = 20
 MOST_CAPTIONS = 10
 MOST_PROMPT = 200  # characters
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of the visitor's own machine: gradio's come from the network
+KEPT = (600, 3600)  # every ten minutes uploads that are older than an hour are deleted
 FRAME = 620  # pixels of an explanation's height
 CSS = """
 .gradio-container { max-width: 72rem !important; width: 100%; margin: auto; }
@@ -186,7 +187,9 @@ def build(captioners: Sequence[DemoCaptioner], examples: Sequence[str] = ()) -> 
             both = [shown(captioner.captions(image, *settings)) for captioner in captioners]
         return tuple(value for parts in both for value in parts)
 
-    with gr.Blocks(title=f"{first.title}: image captions", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title=f"{first.title}: image captions", analytics_enabled=False, fill_width=True, delete_cache=KEPT
+    ) as page:
         gr.Markdown(f"# Image captions by {first.title}\n{first.model.config.describe()}")
         with gr.Tab("Caption"):
             with gr.Row():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from testing.pictures import BAD, GOOD, noise, saved
-from testing.serving import served_captioner, serving, serving_apart, tiny_folder
+from testing.serving import held_by, served_captioner, serving, serving_apart, tiny_folder
 from transformers import pipeline
 
 
@@ -49,14 +49,6 @@ def test_every_kind_of_picture_from_a_server(model, faults):
     )
     faults.count("unusual images sent to a server", len(GOOD), len(captioned), "the caption of what a person sees")
     assert captioned == {*GOOD} and refused == {*BAD}
-
-
-def held_by(process: int) -> tuple[float, int, int]:
-    """Memory in MB, threads and file handles of a process."""
-    with open(f"/proc/{process}/status") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    handles = len(os.listdir(f"/proc/{process}/fd"))
-    return int(fields["VmRSS"].split()[0]) / 1000, int(fields["Threads"]), handles
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""The demo's page runs for long: memory, threads and file handles of its process do not grow with the requests."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from testing.serving import held_by, tiny_folder
+from testing.tiny_models import noise_pictures
+
+gradio_client = pytest.importorskip("gradio_client", reason="the extra demo is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc, which tells what a process holds")
+def test_nothing_grows_in_two_thousand_requests(tmp_path):
+    """By four clients, each of which captions and has the caption explained."""
+    model = tiny_folder(tmp_path / "tiny")
+    noise_pictures(1)[0].save(tmp_path / "photo.png")
+    command = [sys.executable, "-m", "hf_captioner.commands.program", "demo", "--model", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = re.search(r"http://\S+", process.stdout.readline())[0]
+            clients = [gradio_client.Client(url, verbose=False) for _ in range(4)]
+
+            def ask(number: int) -> str:
+                image = gradio_client.handle_file(str(tmp_path / "photo.png"))
+                settings = (2, "beam search", 1.0, 1, 0, "")
+                if number % 10:
+                    return clients[number % 4].predict(image, *settings, api_name="/caption")[0]
+                return clients[number % 4].predict(image, "gradient", *settings, api_name="/explain")
+
+            held, answered = [], 0
+            with ThreadPoolExecutor(4) as pool:
+                for first, last in [(0, 500), (500, 1000), (1000, 2000)]:
+                    answered += sum(map(bool, pool.map(ask, range(first, last))))
+                    held.append(held_by(process.pid))
+            print(held)
+            assert answered == 2000
+            (_, _, _), (memory, threads, handles), (later, more_threads, more_handles) = held
+            assert later - memory < 20, held  # MB
+            assert more_threads <= threads + 2 and more_handles <= handles + 4, held
+        finally:
+            process.terminate()
