@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart results test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench browser
+.PHONY: setup quickstart results test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench browser docs
 
 setup: $(INSTALLED)
 
@@ -138,3 +138,10 @@ bench: setup
 browser: setup
 	command -v chromium || command -v chromium-browser || command -v google-chrome \
 		|| apt-get install -y chromium || $(RUN)/python -m playwright install --with-deps chromium
+
+# The site, in build/site; no network is needed to read it. Notebooks are executed where their outputs are not in
+# .cache/notebooks; `make docs HF_CAPTIONER_EXECUTE=0` builds at once and shows those that are there.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: setup
+	$(RUN)/python -m pip install -q -c constraints.txt -e ".[dev,docs]"
+	$(RUN)/python -m mkdocs build --strict
