@@ -1,11 +1,11 @@
 """
 What the site needs beside mkdocs' plugins (`hooks` in mkdocs.yml). Before it is built, its pages are gathered in one
-folder: those of docs/, notebooks as pages, and files from elsewhere in the repository, with links that lead to pages. When
-a page is made, its equations become MathML, which browsers show without a script.
+folder: those of docs/, notebooks as pages, and files from elsewhere in the repository, with links that lead to pages.
+When a page is made, its equations become MathML, which browsers show without a script.
 
-Notebooks of docs/course are shown as they were executed. Outputs are kept in .cache/notebooks, by a hash of the code that
-made them, and executed where they are missing. With `HF_CAPTIONER_EXECUTE=0` nothing is executed, and cells whose outputs
-are not there are shown without.
+Notebooks of docs/course are shown as they were executed. Outputs are kept in .cache/notebooks, by a hash of the code
+that made them, and notebooks are executed where they are missing. With `HF_CAPTIONER_EXECUTE=0` nothing is executed,
+and cells whose outputs are not there are shown without.
 """
 
 import hashlib
@@ -73,8 +73,8 @@ def on_page_content(content, page, **_):
 
 def on_post_page(output, page, **_):
     """
-    The theme's search dialog gets a name, which screen readers need. Its script asks for the site map of every language that
-    a page names in its head, which it needs not, as the links of the language menu already lead to the page.
+    The theme's search dialog gets a name, which screen readers need. The theme's script asks for the site map of every
+    language that a page's head names; they are not named there, as the language menu's links already lead to the page.
     """
     name = TEXTS[page.file.locale_alternate_of]["search"]
     output = re.sub(r'<link rel="alternate"[^>]* hreflang=[^>]*>', "", output)
@@ -118,8 +118,8 @@ def without_fields(text: str) -> str:
 
 def with_links(text: str, name: str, place: str, places: dict[str, str]) -> str:
     """
-    A page whose links, right in the repository, are right in the site. Of links to files that the site does not have, the
-    words stay.
+    A page whose links, right in the repository, are right in the site. Of links to files that the site does not have,
+    the words stay.
 
     Args:
         text: Markdown.

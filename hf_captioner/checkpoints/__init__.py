@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# A folder as on the Hub, but for the code, which is the package's own. `flickr8k/README.md` is its card.
 PHOTOGRAPHS = str(Path(__file__).with_name("flickr8k"))
+"""A folder as on the Hub, but for the code, which is the package's own. `flickr8k/README.md` is its card."""
 
 __all__ = ["PHOTOGRAPHS"]

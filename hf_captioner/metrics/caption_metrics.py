@@ -23,8 +23,11 @@ from .scores import NotAvailableError, Scores
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 DEFAULT_METRICS = (*BLEU, "rouge_l", "cider", "cider_d", "meteor_exact_stem", "exact_match")
+"""What is computed if nothing else is asked for: all that needs neither Java nor a model."""
+
 CLIP, CHAIR = ("clip_score", "ref_clip_score"), ("chair_i", "chair_s")
 ALL_METRICS = (*DEFAULT_METRICS, "image_use", "meteor_1.5", "spice", "spider", *CLIP, *CHAIR)
+"""The names of all metrics; those beyond the default ones may not be available on a machine, and then say why."""
 
 _DESCRIPTION = """\
 BLEU-1 to 4, ROUGE-L and CIDEr-D as the COCO caption evaluation computes them, on the tokens that it computes them on,
