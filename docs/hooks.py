@@ -101,7 +101,7 @@ def gather(pages: Path) -> None:
             shutil.copy(ROOT / name, pages / place)
     for name, place in sources.items():
         if name.endswith(".ipynb"):
-            text = with_links(notebook_page(ROOT / name, pages / place), name, place, places)
+            text = notebook_page(ROOT / name, pages / place, places)
             (pages / place).with_suffix(".md").write_text(text, encoding="utf-8")
 
 
@@ -186,8 +186,16 @@ def equation(tex: str, block: bool) -> str:
 # Notebooks
 
 
-def notebook_page(path: Path, place: Path) -> str:
-    """A notebook as Markdown, with its outputs; pictures are written beside `place`, its own place in the site."""
+def notebook_page(path: Path, place: Path, places: dict[str, str]) -> str:
+    """
+    A notebook as Markdown, with its outputs.
+
+    Args:
+        path: of the notebook.
+        place: where it lies among the pages; its pictures are written beside it.
+        places: those of all pages, for its links.
+    """
+    name = path.relative_to(ROOT).as_posix()
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     outputs = iter(outputs_of(path, code))
@@ -196,7 +204,7 @@ def notebook_page(path: Path, place: Path) -> str:
     for number, cell in enumerate(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(with_links(source, name, places[name], places))
         elif cell["cell_type"] == "code":
             parts.append(f"```python\n{source}\n```")
             stem = f"{place.name.replace('.', '_')}_{number}"
@@ -207,9 +215,9 @@ def notebook_page(path: Path, place: Path) -> str:
 
 
 def shown(output: dict[str, Any], picture: Path, texts: dict[str, str]) -> str:
-    """An output of a cell as Markdown."""
+    """An output of a cell as Markdown. Warnings and progress bars, which go to standard error, are not shown."""
     if output["output_type"] == "stream":
-        return fenced("".join(output["text"]))
+        return fenced("".join(output["text"])) if output["name"] == "stdout" else ""
     data = output.get("data", {})
     for kind, content in data.items():
         if kind.startswith("image/"):
@@ -224,9 +232,14 @@ def shown(output: dict[str, Any], picture: Path, texts: dict[str, str]) -> str:
 
 def fenced(text: str) -> str:
     """Text as it stands, in a fence longer than any in it."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
+    text = plain(text).rstrip()
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text)), 3)
-    return f"{fence}{{ .text .output }}\n{text}\n{fence}" if text else ""
+    return f"{fence}{{ .text .output .no-copy }}\n{text}\n{fence}" if text else ""
+
+
+def plain(text: str) -> str:
+    """Without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def outputs_of(path: Path, code: Sequence[str]) -> list[list[dict[str, Any]]]:
@@ -269,5 +282,5 @@ def execute(path: Path) -> list[list[dict[str, Any]]]:
         try:
             NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}}).execute()
         except CellExecutionError as error:
-            raise PluginError(f"{path.relative_to(ROOT)}: {error}") from error
+            raise PluginError(f"{path.relative_to(ROOT)}: {plain(str(error))}") from error
     return [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]

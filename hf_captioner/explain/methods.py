@@ -221,6 +221,8 @@ METHODS: dict[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], torch
     "gradient": integrated_gradients,
     "occlusion": occlusion,
 }
+"""By name, what makes a map of each token (T, h, w), given the captioner, its pixels and its tokens."""
+
 SIGNED = ("gradient", "occlusion")  # whose maps say what speaks against a word, too
 
 
