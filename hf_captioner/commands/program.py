@@ -25,6 +25,7 @@ PASSED_ON = {
     "validate-data": ("validate_data", "Find all that is wrong with images and captions.", "train"),
     "card": ("card", "Write the card of a trained captioner.", "train"),
     "export": ("export", "Write a captioner as ONNX, which runs without torch.", "onnx"),
+    "site": ("site", "Build a web page that captions in the visitor's browser.", "onnx"),
     "benchmark": ("benchmark", "Time it beside transformers' own captioner.", "train"),
 }
 
