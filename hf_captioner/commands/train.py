@@ -28,6 +28,9 @@ other settings, or with a folder that holds something else, it is refused; --res
 other settings (more epochs, another number of processes), --resume_from_checkpoint FOLDER from a checkpoint of your
 choice, and --resume_from_checkpoint false refuses a folder that is not new. Settings that change nothing in what is
 learned (reports, data workers, the feature cache's folder, save_total_limit) may differ.
+
+With --on_bad_image skip, images that cannot be read are left out and named at the end, and the exit status is 1, also
+when the same command is given again.
 """
 
 import copy
@@ -171,6 +174,11 @@ def features(
     return seen[0] if len(seen) == 1 else OneOfViews(seen), cached(evaluation)
 
 
+def told(left_out: list[str]) -> str:
+    """How many images were left out, and which."""
+    return "\n".join([f"\n{len(left_out)} images were left out:", *left_out])
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, objective, args = parse_arguments(argv, __doc__)
@@ -179,6 +187,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.do_train:
         if training.is_finished():
             training.say(f"finished already: {args.output_dir}; delete it or name another one to train anew")
+            if left_out := training.left_out():
+                training.say(told(left_out))
+                raise SystemExit(1)
             return
         checkpoint = training.resume_point()
     set_seed(args.seed)
@@ -256,11 +267,16 @@ def main(argv: list[str] | None = None) -> None:
         else:
             print(f"\nmetrics and captions: {folder}")
         if left_out:
-            print(f"\n{len(left_out)} images were left out:", *left_out, sep="\n")
+            print(told(left_out))
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.do_train:
-        training.finish()
+        training.finish(left_out or [])
+    if left_out:
+        # What starts several processes kills the others when one of them fails, so the first one waits for the last.
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class DataArguments(SourceArguments):
         default="error",
         metadata={
             "help": "error: an image that cannot be read ends the run; skip: every image is decoded before training "
-            "starts, and those that cannot be read are left out and named at the end"
+            "starts, and those that cannot be read are left out and named at the end, with exit status 1"
         },
     )
     feature_cache: str | None = field(

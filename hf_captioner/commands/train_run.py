@@ -60,17 +60,23 @@ class TrainingRun:
         except ValueError:
             raise InputError(f"{self.folder / RUN} must be what a training wrote, got a damaged file") from None
 
-    def _write(self, finished: bool) -> None:
+    def _write(self, finished: bool, **more: Any) -> None:
         if self.args.process_index == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / RUN) as path:
-                path.write_text(json.dumps({"finished": finished, "settings": self.settings}, indent=2) + "\n")
+                known = {"finished": finished, "settings": self.settings, **more}
+                path.write_text(json.dumps(known, indent=2) + "\n")
 
     def begin(self) -> None:
         self._write(finished=False)
 
-    def finish(self) -> None:
-        self._write(finished=True)
+    def finish(self, left_out: list[str]) -> None:
+        """Keeps which images were left out: whoever gives the command again is told so again."""
+        self._write(finished=True, left_out=left_out)
+
+    def left_out(self) -> list[str]:
+        """Which images the training that has finished here was without, each with its reason."""
+        return (self._known() or {}).get("left_out", [])
 
     def is_finished(self) -> bool:
         """Whether the very same training has been done, so that nothing is left to do."""

@@ -15,7 +15,8 @@ from testing import ROOT
 from testing.apart import apart
 from testing.training import TINY, arguments
 
-from hf_captioner.commands import train
+from hf_captioner.commands import run, train
+from hf_captioner.data import shapes_dataset
 from hf_captioner.models import attention
 from hf_captioner.trainers import CaptioningTrainer, SelfCriticalTrainer
 
@@ -117,6 +118,39 @@ def test_two_processes_train_and_measure_as_one(tmp_path, system):
             assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (name, line, other)
     for name, value in weights.items():
         torch.testing.assert_close(weights_of_two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def train_with_a_slow_end(argv: list[str]) -> None:
+    """The first process has more to do than the others when all have trained."""
+    usual = train.write_card
+
+    def write_card(*args, **kwargs):
+        time.sleep(2)
+        usual(*args, **kwargs)
+
+    train.write_card = write_card
+    run(train.main, argv)
+
+
+@pytest.mark.slow
+def test_the_exit_status_of_images_left_out_ends_no_other_process(tmp_path):
+    """Where one process fails, the others are killed: none may before all that there is to write is written."""
+    (tmp_path / "data").mkdir()
+    rows = shapes_dataset(9)
+    for place, image in enumerate(rows["image"][:8]):
+        image.save(tmp_path / "data" / f"{place}.png")
+    (tmp_path / "data" / "8.png").write_bytes(b"no picture")
+    lines = [json.dumps({"image": f"{place}.png", "caption": rows[place]["captions"][0]}) for place in range(9)]
+    (tmp_path / "data" / "t.jsonl").write_text("\n".join(lines))
+    table = tmp_path / "data" / "t.jsonl"
+    short = dict(max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, num_samples=1)
+    short |= dict(train_data=table, eval_data=table, on_bad_image="skip", per_device_train_batch_size=2)
+    argv = arguments(tmp_path / "out", model_config=PLAIN, **short)
+    done = apart(train_with_a_slow_end, (argv,), tmp_path / "log", processes=2)
+    assert done.exit == 1, done.log[-3000:]
+    assert done.log.count("2 images were left out:") == 1 and "8.png" in done.log
+    assert json.loads((tmp_path / "out" / "_run.json").read_text())["finished"]
+    assert (tmp_path / "out" / "README.md").exists() and (tmp_path / "out" / "training.json").exists()
 
 
 DIES = """

@@ -221,13 +221,19 @@ def test_training_leaves_out_what_cannot_be_read_and_says_so(folder, tmp_path, c
     with pytest.raises(InputError, match=r"`image\[\d+\]` of .*table.csv must "):
         train.main([*command, "--check_images", "true"])
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    train.main([*command, "--on-bad-image", "skip"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*command, "--on-bad-image", "skip"])
+    assert stopped.value.code == 1
     said = capsys.readouterr().out
     count = len(BAD) + 3
     assert f"\n{2 * count} images were left out:\n" in said
     named = {name for name in [*BAD, "gone.png", "link.png", "../outside.png"] if repr(name)[1:-1] in said}
     faults.count("bad images in training", count, len(named), "left out with `--on_bad_image skip`, and named")
     assert len(named) == count and (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(SystemExit) as stopped:  # nothing is left to do, and what is missing is still missing
+        train.main([*command, "--on-bad-image", "skip"])
+    again = capsys.readouterr().out
+    assert stopped.value.code == 1 and again.startswith("finished already") and said.endswith(again.split("anew\n")[1])
     with pytest.raises(InputError, match="`on_bad_image` must be error or skip, got 'ignore'"):
         train.main([*command, "--on_bad_image", "ignore"])
 
