@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..models.configuration_captioner import did_you_mean
 
 
@@ -92,8 +92,10 @@ def read_settings(path: str | Path, parser: CommandParser) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"`config` must be a YAML file that can be read, got {path} ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: of a date that there is not, and the like
         raise InputError(f"`config` must be YAML, got {path}: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"`config` must be YAML, got {path}, nested too deeply") from error
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
@@ -120,9 +122,12 @@ def as_argument(name: str, value: Any, list_allowed: bool, several: bool) -> str
     """A value from YAML as argparse takes it; `several`: whether the option is a list on the command line, too."""
     if isinstance(value, list):
         if not list_allowed:
-            raise InputError(f"`{name}` must be one value, got {value!r}")
+            raise InputError(f"`{name}` must be one value, got {shown(value)}")
         return [str(item) for item in value]
-    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    try:
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+    except (TypeError, ValueError, RecursionError) as error:  # YAML has dates, and mappings inside of themselves
+        raise InputError(f"`{name}` must be a mapping that JSON can hold, got {shown(value)}") from error
     return [text] if several else text
 
 
@@ -137,8 +142,8 @@ def json_mapping(name: str, text: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"`{name}` must be a mapping in JSON, got {text!r} ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"`{name}` must be a mapping in JSON, got {shown(text)} ({error})") from error
     if not isinstance(value, dict):
-        raise InputError(f"`{name}` must be a mapping in JSON, got {text!r}")
+        raise InputError(f"`{name}` must be a mapping in JSON, got {shown(text)}")
     return value

@@ -4,11 +4,12 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow
 import pyarrow.parquet
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..files import replacing
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
@@ -28,6 +29,9 @@ _TYPES = {
     "search_score": pyarrow.float64(),
     "others": _OTHERS,
 }
+
+# What reading a file of something else may raise; JSON that is nested too deeply the last.
+_BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
 def check_suffix(path: Path) -> None:
@@ -58,7 +62,20 @@ def _scores(row: dict, wanted: bool) -> list[str]:
 
 def text_writer(file):
     """Cells with tabs between them; one that holds a tab or a line break is quoted as in CSV."""
-    return csv.writer(file, delimiter="\t", lineterminator="\n")
+    return csv.writer(_Lines(file), delimiter="\t")
+
+
+class _Lines:
+    """
+    A file whose rows end with a line feed. `csv` quotes the cells that hold a character with which it ends rows, and
+    reads a carriage return outside of quotes as the end of one: so it is left to end them with both.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, row: str) -> None:
+        self.file.write(row.removesuffix("\r\n") + "\n")
 
 
 def read_captions(path: Path) -> list[dict]:
@@ -89,15 +106,17 @@ def read_captions(path: Path) -> list[dict]:
                     cells = csv.reader(file, delimiter="\t", strict=True)
                     rows = [{"image": row[0], "caption": row[1], "cells": row} for row in cells if row]
         for row in rows:
-            if not isinstance(row["image"], str):
-                raise TypeError(row["image"])
             row.setdefault("caption", None)
+            if not isinstance(row["image"], str) or not isinstance(row["caption"], str | None):
+                raise TypeError(row)
         if suffix in (".csv", ".parquet"):  # where every row has every column
             rows = [{n: v for n, v in row.items() if v is not None or n == "caption"} for row in rows]
             rows = [{n: v for n, v in row.items() if n != "caption" or "error" not in row} for row in rows]
         return rows
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, csv.Error, pyarrow.ArrowException) as error:
-        raise InputError(f"`output` must be new or a file of captions, got {path} ({error!r})") from error
+    except (*_BROKEN, csv.Error, pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # pyarrow's own have none
+            raise
+        raise InputError(f"`output` must be new or a file of captions, got {path} ({shown(error)})") from error
 
 
 def write_captions(path: Path, rows: Iterable[dict], score: bool = False) -> None:
@@ -117,7 +136,7 @@ def write_captions(path: Path, rows: Iterable[dict], score: bool = False) -> Non
                 if suffix == ".jsonl":
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 elif suffix == ".csv":
-                    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+                    writer = csv.DictWriter(_Lines(file), columns, extrasaction="ignore")
                     writer.writeheader()
                     for row in rows:
                         lists = {name: row[name] for name in ("words", "others") if name in row}

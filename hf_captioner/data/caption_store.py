@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..files import replacing
 from .caption_files import read_captions, write_captions
 from .image_files import ImageFile, ImageFiles
@@ -70,8 +70,10 @@ class Progress:
         try:
             lines = [json.loads(line) for line in whole.split(b"\n") if line]
             before = lines[0]["settings"] if lines else settings
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} must be the progress of a run that was stopped, got {error!r}") from error
+            if not isinstance(before, dict) or not all(isinstance(row["image"], str) for row in lines[1:]):
+                raise TypeError("other lines")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} must be the progress of a run that was stopped, got {shown(error)}") from error
         for name, value in settings.items():
             if before.get(name) != value:
                 raise InputError(

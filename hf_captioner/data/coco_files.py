@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 
 def _read(path: Path, what: str) -> Any:
@@ -14,6 +14,8 @@ def _read(path: Path, what: str) -> Any:
         raise InputError(f"{what} must be a file, and there is no {path}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{what} must be JSON, got {path} ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{what} must be JSON, got {path}, nested too deeply") from error
 
 
 def read_results(path: str | Path) -> dict[int, list[str]]:
@@ -38,7 +40,8 @@ def read_results(path: str | Path) -> dict[int, list[str]]:
         number, caption = (result.get(key) if isinstance(result, dict) else None for key in ("image_id", "caption"))
         if type(number) is not int or not isinstance(caption, str):
             raise InputError(
-                f"`captions[{place}]` of {path} must have an integer `image_id` and a text `caption`, got {result!r}"
+                f"`captions[{place}]` of {path} must have an integer `image_id` and a text `caption`, "
+                f"got {shown(result)}"
             )
         found.setdefault(number, []).append(caption)
     return found
@@ -65,6 +68,8 @@ def read_instances(path: str | Path) -> dict[int, set[str]]:
         found: dict[int, set[str]] = {image["id"]: set() for image in content["images"]}
         for annotation in content["annotations"]:
             found[annotation["image_id"]].add(names[annotation["category_id"]])
+        if wrong := [name for name in names.values() if not isinstance(name, str)]:
+            raise TypeError(f"{shown(wrong[0])} is no name")
     except (TypeError, KeyError) as error:
-        raise InputError(f"`instances` must be COCO's annotations of objects, got {path} ({error!r})") from error
+        raise InputError(f"`instances` must be COCO's annotations of objects, got {path} ({shown(error)})") from error
     return found

@@ -63,9 +63,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except ValueError as error:  # broken, or a number of more digits than Python converts
         raise InputError(f"`source` must be JSON, got {path} ({error})") from error
     except RecursionError as error:
         raise InputError(f"`source` must be JSON, got {path}, nested too deeply") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from testing.faults import Faults
+from testing.fuzzing import FEW, MANY
 
 
 @pytest.fixture
@@ -21,3 +22,9 @@ def faults(request) -> Faults:
                 file.write(json.dumps(row) + "\n")
 
     return Faults(write, request.node.nodeid)
+
+
+@pytest.fixture(params=[FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.long])], ids=["few", "many"])
+def cases(request) -> int:
+    """How many random inputs of each kind: a hundred in the normal run, ten thousand in the long one."""
+    return request.param
