@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from testing.held import held_by
 from testing.pictures import BAD, GOOD, noise, saved
 from testing.serving import held_by, served_captioner, serving, serving_apart, tiny_folder
 from transformers import pipeline

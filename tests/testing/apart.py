@@ -37,7 +37,12 @@ def _run(function: Callable, arguments: tuple, environment: dict[str, str], log:
 
 
 def apart(
-    function: Callable, arguments: tuple[Any, ...], log: Path, processes: int = 1, largest: int | None = None
+    function: Callable,
+    arguments: tuple[Any, ...],
+    log: Path,
+    processes: int = 1,
+    largest: int | None = None,
+    seconds: float = 400,
 ) -> Ended:
     """
     Calls a function of a module in a process of its own, or in several that train together on gloo.
@@ -47,6 +52,7 @@ def apart(
         processes: if more than one, each has the environment that torchrun gives. When one fails, the others are
             killed, as by torchrun.
         largest: bytes that a file may have; what writes more gets an error, as on a full disk.
+        seconds: after which the processes are killed.
     """
     environments: list[dict[str, str]] = [{}]
     if processes > 1:
@@ -62,7 +68,7 @@ def apart(
     ]
     for process in running:
         process.start()
-    end = time.monotonic() + 400
+    end = time.monotonic() + seconds
     while any(process.is_alive() for process in running):
         failed = any(process.exitcode for process in running if not process.is_alive())
         if failed or time.monotonic() > end:
