@@ -37,6 +37,8 @@ import copy
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,7 +51,7 @@ from .. import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from ..compat import captioner_class
 from ..data import CaptionCollator, cache_features
 from ..data.views import OneOfViews, RandomView, RandomViews, views_to_cache
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..metrics import CaptionReward
 from ..models.configuration_captioner import CaptionerConfig
 from ..models.machine_captioner import choose_precision
@@ -174,6 +176,20 @@ def features(
     return seen[0] if len(seen) == 1 else OneOfViews(seen), cached(evaluation)
 
 
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Raises an `InputError` if a process that reads images was ended from outside, as where memory is short."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise InputError(
+            "`dataloader_num_workers` must fit the machine's memory, got a worker that was ended from outside "
+            f"({one_line(error)}); the same command goes on from the last checkpoint, also with fewer of them"
+        ) from error
+
+
 def told(left_out: list[str]) -> str:
     """How many images were left out, and which."""
     return "\n".join([f"\n{len(left_out)} images were left out:", *left_out])
@@ -246,13 +262,15 @@ def main(argv: list[str] | None = None) -> None:
         args.restore_callback_states_from_checkpoint = True  # a resumed training goes on counting
     if args.do_train:
         training.begin()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with naming_lost_workers():
+            trainer.train(resume_from_checkpoint=checkpoint)
         if adapted is not None:
             adapted.merge_and_unload()
         trainer.save_model()
         trainer.save_state()
     num_beams = model.generation_config.num_beams or 1
-    metrics = trainer.evaluate(num_beams=num_beams)
+    with naming_lost_workers():
+        metrics = trainer.evaluate(num_beams=num_beams)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():

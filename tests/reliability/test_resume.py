@@ -1,14 +1,24 @@
 """Nothing is lost: a training that is killed, or whose disk is full, or whose files are damaged."""
 
 import json
+import multiprocessing
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from testing import ROOT
+from testing.apart import apart
 from testing.kills import Moment, train_apart
 from testing.training import TINY, arguments
+from transformers import TrainerCallback
+
+from hf_captioner.commands import run, train
+from hf_captioner.trainers import CaptioningTrainer
+from hf_captioner.trainers.checkpoints import newest_whole
 
 TRANSFORMER = {
     "hidden_size": 16,
@@ -127,6 +137,49 @@ def test_a_killed_training_comes_to_the_same_end(tmp_path, faults):
     same = outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     faults.count("training killed: RNN", kills, kills if same else 0, PROMISE)
     assert same and kills == 4
+
+
+def train_and_lose_a_worker(argv: list[str], mark: str) -> None:
+    """One of the two processes that read images is killed in the eighth step; `mark` says when."""
+
+    class Kills(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                workers = multiprocessing.active_children()
+                assert len(workers) == 2
+                Path(mark).write_text(str(time.monotonic()))
+                os.kill(workers[1].pid, signal.SIGKILL)
+
+    usual = CaptioningTrainer.__init__
+
+    def with_kills(trainer, *args, **kwargs):
+        usual(trainer, *args, **kwargs)
+        trainer.add_callback(Kills())
+
+    CaptioningTrainer.__init__ = with_kills
+    run(train.main, argv)
+
+
+@pytest.mark.slow
+def test_a_killed_data_worker_ends_the_training_in_one_line(tmp_path, faults):
+    """As the kernel does where memory is short. The training goes on later, to what it comes to without workers."""
+    folder, mark = tmp_path / "killed", tmp_path / "mark"
+    argv = arguments(folder, **settings(**RNN, dataloader_num_workers=2))
+    ended = apart(train_and_lose_a_worker, (argv, str(mark)), tmp_path / "log")
+    seconds = time.monotonic() - float(mark.read_text())
+    told = ended.log.splitlines()[-1]
+    assert ended.exit == 2 and told.startswith("error: `dataloader_num_workers`"), ended.log[-3000:]
+    assert "DataLoader worker (pid" in told and "Traceback" not in ended.log
+    newest, passed_over = newest_whole(folder)
+    assert newest == folder / "checkpoint-6" and passed_over == [] and not (folder / "_unfinished").exists()
+    for command in (argv, arguments(tmp_path / "whole", **settings(**RNN))):
+        last = train_apart(command, tmp_path / "log")
+        assert last.exit == 0, last.log[-3000:]
+    same = outcome(folder) == outcome(tmp_path / "whole")
+    faults.count(
+        "data worker killed in training", 1, int(same and seconds < 60), "one line within a minute; goes on later"
+    )
+    assert same and seconds < 60
 
 
 LONG = {
