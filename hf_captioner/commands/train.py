@@ -176,6 +176,20 @@ def features(
     return seen[0] if len(seen) == 1 else OneOfViews(seen), cached(evaluation)
 
 
+def check_whole_weights_not_needed(model_args: ModelArguments, objective: ObjectiveArguments) -> None:
+    """Raises an `InputError` if the training does what is done with all weights in one process."""
+    for name, value, usual in (
+        ("objective", objective.objective, "cross_entropy"),
+        ("ema_decay", objective.ema_decay, None),
+        ("lora", model_args.lora, None),
+    ):
+        if value != usual:
+            raise InputError(
+                f"`{name}` must be {usual or 'left out'} where FSDP keeps weights in parts, got {value!r}; without "
+                "FSDP (accelerate/ddp.yaml among the configs) every process has all of them"
+            )
+
+
 @contextmanager
 def naming_lost_workers() -> Iterator[None]:
     """Raises an `InputError` if a process that reads images was ended from outside, as where memory is short."""
@@ -256,6 +270,8 @@ def main(argv: list[str] | None = None) -> None:
         ema_decay=objective.ema_decay,
         **settings,
     )
+    if trainer.is_fsdp_enabled:
+        check_whole_weights_not_needed(model_args, objective)
     trainer.add_callback(TrainingSeen(trainer, evaluation))
     if objective.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(objective.early_stopping_patience))
@@ -275,6 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
+        if trainer.is_fsdp_enabled:  # this process has a part of the weights, the folder has all of them
+            model = read_captioner(str(folder))[0].to(args.device)
         for sample in write_samples(model, processor, evaluation, data_args.num_samples, folder)[:4]:
             print(f"\nmodel: {sample['caption']}")
             print("\n".join(f" true: {reference}" for reference in sample["references"]))

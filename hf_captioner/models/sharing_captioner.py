@@ -1,6 +1,8 @@
 """Saving a captioner as one folder that loads anywhere, its card, and pushing both to the Hub."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,6 +78,25 @@ class CaptionerSharingMixin:
         As in transformers. Also writes a model card if the folder has none, and the code that `AutoModel` and
         `pipeline()` need to load the model with `trust_remote_code=True`.
         """
+        with self._own_class():
+            self._save_whole(save_directory, is_main_process, push_to_hub, **kwargs)
+
+    @contextmanager
+    def _own_class(self) -> Iterator[None]:
+        """
+        Inside, the model is of the class that it was written as: FSDP gives a model whose weights it keeps in parts
+        another one, of torch, whose name and file would go to the Hub.
+        """
+        given = type(self)
+        self.__class__ = next(cls for cls in given.__mro__ if not cls.__module__.startswith("torch."))
+        try:
+            yield
+        finally:
+            self.__class__ = given
+
+    def _save_whole(
+        self, save_directory: str | os.PathLike, is_main_process: bool, push_to_hub: bool, **kwargs
+    ) -> None:
         if self._auto_class is not None:
             # transformers copies the files that the modeling file imports from, itself or through others; this import
             # makes it copy the pipeline's file, too.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import upload_folder
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
@@ -268,6 +269,8 @@ class CaptioningTrainer(ResumingTrainer):
         generates = self.args.predict_with_generate and not prediction_loss_only
         if generates and index is None and self.compute_metrics is not None:
             raise InputError(WITHOUT_INDEX)
+        if isinstance(self.model, FSDPModule):
+            self.model.unshard()  # what the model itself would do, whose parts are called here one by one
         with torch.no_grad(), self.compute_loss_context_manager():
             encoder_outputs = self.model.get_encoder()(
                 **{name: inputs[name] for name in IMAGE_INPUTS if name in inputs}

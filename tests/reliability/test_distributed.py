@@ -9,14 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from test_resume import CNN_TRANSFORMER, REWARD, RNN, settings, without_times
 from testing import ROOT
 from testing.apart import apart
 from testing.training import TINY, arguments
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import pipeline
 
 from hf_captioner.commands import run, train
+from hf_captioner.commands.shipped import CONFIGS
 from hf_captioner.data import shapes_dataset
+from hf_captioner.errors import InputError
 from hf_captioner.models import attention
 from hf_captioner.trainers import CaptioningTrainer, SelfCriticalTrainer
 
@@ -90,6 +99,7 @@ def trimmed(lines: str) -> list:
     return [[(i, [t for t in tokens if t not in (1, -100)]) for i, tokens in json.loads(line)] for line in lines]
 
 
+FSDP = CONFIGS / "accelerate" / "fsdp.yaml"
 LONG = [pytest.param(system, marks=pytest.mark.long) for system in ("cross-entropy", "CNN-Transformer")]
 
 
@@ -118,6 +128,77 @@ def test_two_processes_train_and_measure_as_one(tmp_path, system):
             assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (name, line, other)
     for name, value in weights.items():
         torch.testing.assert_close(weights_of_two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def train_in_parts(argv: list[str]) -> None:
+    """
+    Under FSDP, as accelerate/fsdp.yaml says. accelerate has it on accelerators alone and stays with DDP on CPUs, on
+    which torch's FSDP does run.
+    """
+    arguments = launch_command_parser().parse_args(["--config_file", str(FSDP), "training/train.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    told = prepare_multi_gpu_env(arguments)
+    os.environ.update({k: v for k, v in told.items() if k.startswith("FSDP_") or k == "ACCELERATE_USE_FSDP"})
+    usual = AcceleratorState.__init__
+
+    def with_parts(self, *args, fsdp_plugin=None, **kwargs):
+        usual(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = with_parts
+    in_parts = []
+    usual_step = CaptioningTrainer.training_step
+
+    def training_step(self, model, *args, **kwargs):
+        if not in_parts:
+            weights = dict(model.named_parameters())
+            in_parts.extend(name for name, weight in weights.items() if isinstance(weight, DTensor))
+            assert len(in_parts) == len(weights) and isinstance(model, FSDPModule)
+        return usual_step(self, model, *args, **kwargs)
+
+    CaptioningTrainer.training_step = training_step
+    run(train.main, argv)
+    assert in_parts
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("system", ["cross-entropy", "CNN-Transformer"])
+def test_weights_in_parts_train_as_one_process(tmp_path, system):
+    """The losses are the same, and the folder is a captioner's, whole, with the code that loads it anywhere."""
+    options = settings(**{**SYSTEMS[system], **SAME})
+    results = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        argv = arguments(folder, **{**options, "per_device_train_batch_size": 2 // processes})
+        function = train.main if processes == 1 else train_in_parts
+        done = apart(function, (argv,), tmp_path / "log", processes=processes)
+        assert done.exit == 0, done.log[-3000:]
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        losses = [line[name] for line in log for name in ("loss", "eval_loss") if name in line]
+        results[processes] = losses, load_file(folder / "model.safetensors")
+    (losses, weights), (losses_in_parts, weights_in_parts) = results[1], results[2]
+    print("losses of one process and of weights in parts:", losses, losses_in_parts)
+    assert len(losses) == 7 and losses_in_parts == pytest.approx(losses, rel=0, abs=1e-5)
+    assert weights.keys() == weights_in_parts.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(weights_in_parts[name], value, rtol=1e-3, atol=1e-5)
+    for part in ("config.json", "processor_config.json", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "1" / part).read_text() == (tmp_path / "2" / part).read_text()
+    for folder in (tmp_path / "2", tmp_path / "2" / "checkpoint-4"):
+        assert {path.name for path in (tmp_path / "1").glob("*.py")} == {path.name for path in folder.glob("*.py")}
+        assert load_file(folder / "model.safetensors").keys() == weights.keys()
+    pipe = pipeline("image-captioning", model=str(tmp_path / "2"), device="cpu")
+    assert pipe(shapes_dataset(1)[0]["image"])[0]["generated_text"]
+
+
+def test_what_needs_all_weights_is_refused_where_they_are_in_parts(tmp_path):
+    model_args, _, objective, _ = train.parse_arguments(arguments(tmp_path))
+    train.check_whole_weights_not_needed(model_args, objective)
+    objective.ema_decay = 0.9
+    with pytest.raises(InputError, match="`ema_decay` must be left out where FSDP .* got 0.9"):
+        train.check_whole_weights_not_needed(model_args, objective)
 
 
 def train_with_a_slow_end(argv: list[str]) -> None:
