@@ -7,7 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from testing.serving import held_by, tiny_folder
+from testing.held import held_by
+from testing.serving import tiny_folder
 from testing.tiny_models import noise_pictures
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra demo is not installed")

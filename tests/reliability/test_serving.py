@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from testing.held import held_by
 from testing.pictures import BAD, GOOD, noise, saved
-from testing.serving import held_by, served_captioner, serving, serving_apart, tiny_folder
+from testing.serving import served_captioner, serving, serving_apart, tiny_folder
 from transformers import pipeline
 
 
