@@ -171,7 +171,9 @@ def test_a_killed_data_worker_ends_the_training_in_one_line(tmp_path, faults):
     assert ended.exit == 2 and told.startswith("error: `dataloader_num_workers`"), ended.log[-3000:]
     assert "DataLoader worker (pid" in told and "Traceback" not in ended.log
     newest, passed_over = newest_whole(folder)
-    assert newest == folder / "checkpoint-6" and passed_over == [] and not (folder / "_unfinished").exists()
+    # The batch that was read ahead may still have been trained with.
+    assert newest.name in ("checkpoint-6", "checkpoint-8") and passed_over == []
+    assert not (folder / "_unfinished").exists()
     for command in (argv, arguments(tmp_path / "whole", **settings(**RNN))):
         last = train_apart(command, tmp_path / "log")
         assert last.exit == 0, last.log[-3000:]
