@@ -179,7 +179,7 @@ def test_captions_are_those_of_python(beams, count, site, serve, open_page):
     page = open_page(serve(site) + f"?num_beams={beams}")
     same = count_of_the_same(page, OnnxCaptioner(site / "model"), scenes(count), beams)
     print(f"{same} of {count} captions are the same with {beams} beams")
-    assert same >= 0.75 * count
+    assert same >= (0.5 if count < 50 else 0.85) * count  # of few, one more or less depends on the processor
 
 
 @pytest.mark.slow
