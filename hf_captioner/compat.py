@@ -56,8 +56,12 @@ class TrainerInternals(Seq2SeqTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """
         Overrides `Trainer._save`, which writes `training_args.bin` beside the model. It is a pickle that nothing
-        reads, in a folder that goes to the Hub.
+        reads, in a folder that goes to the Hub. Tied weights, which FSDP gives as two, are written once, as they are
+        without it. Uses `all_tied_weights_keys`.
         """
+        if self.is_fsdp_enabled and state_dict:
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
