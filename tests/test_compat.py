@@ -42,7 +42,7 @@ def own_names(tree: ast.AST) -> tuple[set[str], set[str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             for part in node.body:
-                if isinstance(part, ast.FunctionDef):
+                if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     attributes.add(part.name)
                 elif isinstance(part, (ast.Assign, ast.AnnAssign)):
                     targets = part.targets if isinstance(part, ast.Assign) else [part.target]

@@ -230,6 +230,7 @@ def test_the_folder_is_whole(hub, alone, kind):
     code = {"configuration_captioner", f"configuration_{name}", "modeling_captioner", f"modeling_{name}"}
     code |= {"attention", "vision_encoder", "sharing_captioner", "pipeline_captioner", "tokenization_captioner"}
     code |= {"processing_captioner", "image_processing_captioner", "generation_captioner", "loss_captioner", "compat"}
+    code |= {"machine_captioner"}
     code |= {"image_reading", "confidence_captioner", "url_captioner", "bounds_captioner"}
     code |= {"recurrent_cache"} if name == "rnn_captioner" else set()
     data = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "README.md"}
