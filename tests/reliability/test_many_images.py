@@ -16,6 +16,7 @@ from testing.pictures import BAD, noise, saved
 from testing.serving import tiny_folder
 
 BAD_EVERY, FILE_EVERY = 50, 10  # of so many images one cannot be read, and one is a file
+BLOCK = 1000  # images, half of them in a list
 
 
 class Pictures(Sequence):
@@ -48,20 +49,20 @@ def caption_many(model: str, folder: str, counts: list[int], noted: str) -> None
     from transformers import pipeline
 
     pipe = pipeline("image-captioning", model=model, device="cpu")
-    done, held = 0, []
-    for count in counts:
-        half = (count - done) // 2
-        options = dict(batch_size=16, on_bad_image="skip", num_beams=1)
+    options = dict(batch_size=16, on_bad_image="skip", num_beams=1)
+    held = []
+    for done in range(0, counts[-1], BLOCK):  # so that captions of as many images are kept at a time
+        half = BLOCK // 2
         rows = pipe(Pictures(Path(folder), done, half), **options)
         rows += list(pipe(one_by_one(Pictures(Path(folder), done + half, half)), **options))
         wrong = [number for number, (row,) in enumerate(rows, done) if ("error" in row) != (number % BAD_EVERY == 7)]
-        assert len(rows) == count - done and not wrong, wrong[:5]
-        done = count
+        assert len(rows) == BLOCK and not wrong, wrong[:5]
         del rows
-        gc.collect()
-        time.sleep(1)  # threads that read images end
-        held.append([count, *held_by(os.getpid())])
-        Path(noted).write_text(json.dumps(held))
+        if done + BLOCK in counts:
+            gc.collect()
+            time.sleep(1)  # threads that read images end
+            held.append([done + BLOCK, *held_by(os.getpid())])
+            Path(noted).write_text(json.dumps(held))
 
 
 def run_many(tmp_path: Path, counts: list[int]) -> list[list[float]]:
