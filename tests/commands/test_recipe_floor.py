@@ -22,8 +22,8 @@ def trained(folder, *options):
 @pytest.mark.slow
 def test_both_stages_on_shapes_pass_a_floor(tmp_path):
     """
-    An eighth of the quickstart's steps, then a few by reward. When this was last looked at, CIDEr-D (of at most 10) was
-    2.06 after the first stage and 1.84 after the second; with another seed 1.92 and 2.28.
+    An eighth of the quickstart's steps, then a few by reward. When this was last looked at, CIDEr-D (of at most 10)
+    was 2.06 after the first stage and 1.84 after the second; with another seed 1.92 and 2.28.
     """
     config = ["--model_config", '{"region_size": 48, "label_smoothing": 0.05}']
     first = trained(
