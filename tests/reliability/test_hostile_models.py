@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from testing import ROOT
+from testing import PATIENCE, ROOT
 from testing.tiny_models import random_images, tiny_config, tiny_model, tiny_vit
 from transformers import (
     AutoConfig,
@@ -414,7 +414,7 @@ def test_refused_in_two_seconds_and_200_megabytes(spoil, good, folder):
     spoil(folder)
     command = [sys.executable, "-c", LIMITED, str(folder), str(good), "no"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200 * PATIENCE, env=environment)
     assert done.returncode == 0 and done.stdout, done.stderr[-2000:]
     seconds, megabytes, message = done.stdout.strip().split("\n")[-1].split(" ", 2)
     assert float(seconds) < 2 and int(megabytes) < 200, done.stdout
