@@ -31,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     one. If writing fails, the old one stays and nothing is left beside it.
     """
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody has laid to another file
     try:
         yield part
         os.replace(part, path)

@@ -293,7 +293,7 @@ def test_no_picture_is_a_program(folder, model, pipe, tmp_path, monkeypatch, fau
     }
     refused = 0
     for read in reads.values():
-        with pytest.raises(Exception, match="cannot identify an image"):
+        with pytest.raises(Exception, match="cannot identify (an )?image"):
             read()
         refused += not said.exists()
     for path, row in (("photo.jpg", "photos/photo.jpg"), ("t.parquet", "photos/t.parquet[0]")):
@@ -304,6 +304,38 @@ def test_no_picture_is_a_program(folder, model, pipe, tmp_path, monkeypatch, fau
     tried = len(reads) + 2
     faults.count("PostScript in the place of a photograph", tried, refused, "not opened, and no program is started")
     assert refused == tried
+
+
+def test_nothing_but_text_files_is_written_beside_the_images(folder, model, tmp_path, faults):
+    """Whatever lies there under the names that are written to on the way, and whatever an image is called."""
+    others = {name: tmp_path / name for name in ("profile", "history")}
+    for path in others.values():
+        path.write_text("first line\nlast line")
+    (folder / ".plain.txt.part").symlink_to(others["profile"])
+    (folder / ".captions.progress").symlink_to(others["history"])
+    (folder / "scan.txt").write_bytes(GOOD["plain.png"][0])
+    command = ["caption", "photos/plain.png", "photos/scan.txt", "--model", model, "--sidecar"]
+    command += ["--existing", "overwrite"]
+    with pytest.raises(InputError, match=r"photos/.captions.progress must be the progress .* got a link"):
+        program(command)
+    (folder / ".captions.progress").unlink()
+    for content in (b"mine", b"mine\nand yours"):  # a file of that name, of something else
+        (folder / ".captions.progress").write_bytes(content)
+        with contextlib.suppress(InputError):
+            program([*command[:2], *command[3:]])
+        kept = (folder / ".captions.progress").exists() and (folder / ".captions.progress").read_bytes() == content
+        (folder / ".captions.progress").unlink(missing_ok=True)
+        assert kept
+    with pytest.raises(SystemExit) as stopped:
+        program([*command, "--output", "out.jsonl"])
+    assert stopped.value.code == 1
+    rows = {row["image"]: row for row in map(json.loads, open("out.jsonl"))}
+    assert (folder / "plain.txt").read_text().strip() == rows["photos/plain.png"]["caption"]
+    assert rows["photos/scan.txt"]["error"] == "its text file would be the image itself"
+    kept = sum(path.read_text() == "first line\nlast line" for path in others.values())
+    kept += (folder / "scan.txt").read_bytes() == GOOD["plain.png"][0]
+    faults.count("files of others beside images", 5, kept + 2, "left as they were by `--sidecar`")
+    assert kept == 3 and not (folder / ".plain.txt.part").exists()
 
 
 def test_one_list_of_formats():
