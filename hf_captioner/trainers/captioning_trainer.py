@@ -173,7 +173,7 @@ class CaptioningTrainer(ResumingTrainer):
         Gives all processes the buffers of the first one, which are saved. Each has statistics of batch normalisation
         over its own images: under DDP since the last step, under FSDP and DeepSpeed since the beginning.
         """
-        if self.args.world_size > 1:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 

@@ -372,7 +372,7 @@ for folder in folders:
         transformers.pipeline("image-captioning", model=folder)
         message = "accepted"
     except ValueError as error:
-        message = str(error)[:200]
+        message = str(error)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(f"{time.process_time() - start:.2f} {taken / 1024:.0f} {message!r}", flush=True)
     os._exit(0)
@@ -436,7 +436,7 @@ def test_refused_in_two_seconds_and_200_megabytes(good, tmp_path, faults):
     lines = [line.split(" ", 2) for line in done.stdout.strip().split("\n")]
     assert len(lines) == len(folders), done.stdout
     refused = [
-        float(seconds) < 2 and int(megabytes) < 200 and bool(re.search(named, message))
+        float(seconds) < 2 * PATIENCE and int(megabytes) < 200 and bool(re.search(named, message))
         for (seconds, megabytes, message), named in zip(lines, SPOILED.values(), strict=True)
     ]
     faults.count("hostile folders of captioners", len(refused), sum(refused), "refused in 2 seconds and 200 MB")
