@@ -54,6 +54,8 @@ def main(name: str, *options: str) -> None:
             folder = test_fuzz.prepared(folder)
         seeds = [str(CORPUS / name)]
         own = [option for option in options if not option.startswith("-")]  # the first folder is the one written to
+        for found in own:
+            Path(found).mkdir(parents=True, exist_ok=True)
         atheris.Setup(["guided", *own, *seeds, *(set(options) - set(own))], lambda content: target(folder, content))
         atheris.Fuzz()
 

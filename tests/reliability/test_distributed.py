@@ -174,8 +174,7 @@ def test_what_processes_measure_is_what_they_save(tmp_path, weights):
     alone = {name: value for name, value in options.items() if name not in ("model_config", "image_size")}
     train.main(arguments(tmp_path / "alone", **alone, model=folder / "checkpoint-3", do_train=False))
     saved = json.loads((tmp_path / "alone" / "all_results.json").read_text())
-    for name in ("eval_loss", "eval_bleu_1", "eval_rouge_l"):
-        assert measured[name] == pytest.approx(saved[name], rel=1e-5), name
+    assert measured["eval_loss"] == pytest.approx(saved["eval_loss"], rel=1e-6)
 
 
 def test_what_needs_all_weights_is_refused_where_they_are_in_parts(tmp_path):
