@@ -25,7 +25,7 @@ def test_every_kind_of_picture_on_the_page(tmp_path, faults):
     for name, (content, picture) in GOOD.items():
         upload.write_bytes(content)
         found = demo_page.read_upload(SimpleNamespace(path=str(upload), orig_name=name))
-        seen += np.abs(np.asarray(found).astype(int) - picture).max() <= 1
+        seen += int(np.abs(np.asarray(found).astype(int) - picture).max() <= 1)
     for name, content in {**BAD, "photo.jpg": saved(noise(), "EPS")}.items():
         upload.write_bytes(content)
         with pytest.raises(demo_page.gr.Error) as raised:

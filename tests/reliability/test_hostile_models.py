@@ -416,7 +416,7 @@ SPOILED = {
     many_allowed_layers: "that the configuration",
     many_words: "that the configuration",
     deep_vision: "num_hidden_layers",
-    wide_vision: "hidden_size",
+    wide_vision: "that the configuration",
     many_labels: "num_labels",
     lying_weights: "model.safetensors",
     wrong_tokenizer: "tokenizer",
