@@ -1,12 +1,27 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and files of pictures."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from PIL import Image
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As in `models/image_reading.py`, which travels to the Hub and can import nothing from here, nor data and metrics
+# anything from there.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "MPO", "PPM", "JPEG2000"),
+    *("DIB", "ICO", "PSD", "QOI", "SGI", "PCX", "TGA"),
+)
+
+
+def open_picture(file: str | os.PathLike | IO[bytes]) -> Image.Image:
+    """`PIL.Image.open` for files of those formats; it raises what that raises."""
+    Image.init()  # which makes Pillow's list of formats complete
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 @contextmanager
@@ -16,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     one. If writing fails, the old one stays and nothing is left beside it.
     """
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody has laid to another file
     try:
         yield part
         os.replace(part, path)

@@ -18,8 +18,6 @@ from .captioner import MAX_BEAMS, Settings
 from .decoding_options import DecodingArguments, with_decoding
 
 MIB = 2**20
-CONNECTIONS = 512  # beside those that wait for captions; each needs a file handle
-GRACE = 60  # seconds that requests have to finish when the server is stopped
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -111,7 +109,8 @@ def serve_captions(settings: Settings, address: tuple[str, int], limits: dict, o
     try:
         import uvicorn
 
-        from .server import CaptionServer, Limits, ServedCaptioner, application
+        from .connections import configured
+        from .server import CaptionServer, Limits, ServedCaptioner
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "hf_captioner":
             raise
@@ -128,22 +127,13 @@ def serve_captions(settings: Settings, address: tuple[str, int], limits: dict, o
             )
         )
         server = CaptionServer(captioner, model_name(settings.model), Limits(**limits), **options)
-        config = uvicorn.Config(
-            application(server),
-            lifespan="on",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE,
-            limit_concurrency=CONNECTIONS + server.limits.waiting,
-        )
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         print(f"serving {server.name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)", flush=True)
         if address[0] not in LOCAL and server.api_key is None:
             print("whoever reaches this address can use it; `--api-key` asks for a key", file=sys.stderr)
         # uvicorn repeats the signal when it is through; to be told to stop is no error
         signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(configured(server)).run(sockets=[listener])
     finally:
         listener.close()
 

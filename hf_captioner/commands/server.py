@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import python_multipart  # noqa: F401  # fastapi asks for it when the first form comes
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -324,10 +324,9 @@ class CaptionServer:
         parser.spool_max_size = self.limits.upload + 1  # nothing is put on a disk
         try:
             form = await parser.parse()
-        except MultiPartException as error:
-            raise InputError(
-                f"a form must be `multipart/form-data` as browsers send it, got: {error.message}"
-            ) from error
+        except (MultiPartException, FormParserError) as error:
+            reason = error.message if isinstance(error, MultiPartException) else brief(error, 80)
+            raise InputError(f"a form must be `multipart/form-data` as browsers send it, got: {reason}") from error
         try:
             files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
             pixels = self.limits.pixels

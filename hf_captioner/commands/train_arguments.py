@@ -12,6 +12,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from ..data.views import RandomView
 from ..errors import InputError
 from ..models.machine_captioner import DTYPES
+from ..trainers.captioning_trainer import check_hub_strategy
 from .inputs import SourceArguments
 from .parsing import CommandParser, json_mapping, read_settings
 from .shipped import find_config
@@ -332,6 +333,7 @@ def check_together(
             "`early_stopping_patience` needs `metric_for_best_model` and an `eval_strategy`, "
             f"got {args.metric_for_best_model} and {args.eval_strategy.value}"
         )
+    check_hub_strategy(args)
     if model_args.lora is not None and args.push_to_hub and args.hub_strategy != HubStrategy.END:
         raise InputError(
             "`hub_strategy` must be end with `lora`, because checkpoints hold adapters, which only the trainer can "

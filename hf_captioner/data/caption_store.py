@@ -45,6 +45,9 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text + "\n", "utf-8", "surrogateescape")
 
 
+_BEGINNING = b'{"settings": '  # of a file of progress, also where nothing else was written before the kill
+
+
 class Progress:
     """
     What is done of a long work, as JSON lines that are only ever added: a work that was killed goes on from there.
@@ -62,12 +65,14 @@ class Progress:
 
     def __init__(self, path: Path, settings: dict):
         self.path = path
+        if path.is_symlink():  # which a folder of somebody else's may hold
+            raise InputError(f"{path} must be the progress of a run that was stopped, got a link")
         path.touch()
-        with open(path, "rb+") as file:
-            content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            file.truncate(len(whole))
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
         try:
+            if not whole and not content.startswith(_BEGINNING[: len(content)]):
+                raise ValueError(content[:80])
             lines = [json.loads(line) for line in whole.split(b"\n") if line]
             before = lines[0]["settings"] if lines else settings
             if not isinstance(before, dict) or not all(isinstance(row["image"], str) for row in lines[1:]):
@@ -81,6 +86,7 @@ class Progress:
                     f"{path} it starts anew"
                 )
         self.rows: list[dict] = lines[1:]
+        os.truncate(path, len(whole))
         self._file = open(path, "a", encoding="ascii")  # noqa: SIM115
         # written with the first rows: a run that is refused before it has any does not bind the next one
         self._begin = [] if lines else [{"settings": settings}]
@@ -148,6 +154,8 @@ class CaptionStore:
             owner = owners.setdefault(beside, image.name) if self.sidecar else image.name
             if image.name in self.rows:
                 skipped()
+            elif self.sidecar and beside == Path(image.name):
+                yield replace(image, objection="its text file would be the image itself")
             elif owner != image.name:
                 yield replace(image, objection=f"{beside} is the text file of {owner}")
             elif self.existing is Existing.skip and self._has_caption(image.name):

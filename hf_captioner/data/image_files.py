@@ -18,6 +18,7 @@ import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError, listed, shown
+from ..files import open_picture
 from .formats import IMAGE_SUFFIXES, lies_in
 from .sources import IMAGE_COLUMNS
 
@@ -51,7 +52,7 @@ class ImageFile:
             raise OSError(self.objection)
         if self.content is not None:
             try:
-                return Image.open(io.BytesIO(self.content))
+                return open_picture(io.BytesIO(self.content))
             except UnidentifiedImageError as error:  # which shows an address in memory
                 raise OSError(f"cannot identify an image in {len(self.content)} bytes") from error
         if not os.path.isfile(self.name):

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from ..errors import InputError, one_line
+from ..files import open_picture
 
 
 def image_bytes(cell: dict[str, Any] | None, where: str) -> bytes:
@@ -42,7 +43,7 @@ def decode_image(cell: dict[str, Any] | None, where: str) -> PILImage.Image:
     """
     content = image_bytes(cell, where)
     try:
-        image = PILImage.open(io.BytesIO(content))
+        image = open_picture(io.BytesIO(content))
         image.load()
         if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
             raise ValueError("numbers that are not finite")

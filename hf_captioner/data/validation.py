@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image
-from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ..errors import InputError
+from ..files import open_picture
 from .duplicates import Pictures, difference_hash
 from .formats import Problem
 from .sources import (
@@ -229,7 +229,7 @@ def _check_images(
         start = time.perf_counter()
         cell = raw[place]["image"]
         content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        with PILImage.open(io.BytesIO(content)) as image:
+        with open_picture(io.BytesIO(content)) as image:
             size, picture = image.size, difference_hash(image)
         if timed < SAMPLE:
             seconds, timed = seconds + time.perf_counter() - start, timed + 1

@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ..errors import InputError
-from ..models.image_reading import to_rgb
+from ..models.image_reading import open_picture, to_rgb
 
 ENCODER, DECODER = "encoder_model", "decoder_model"  # the Hub's names of such files
 SUFFIXES = {False: ".onnx", True: "_quantized.onnx"}
@@ -166,7 +166,7 @@ class OnnxCaptioner:
     def pixels(self, image: Any) -> np.ndarray:
         """An image -> (3, H, W), as `CaptionerImageProcessor` makes it."""
         if isinstance(image, (str, Path)):
-            image = Image.open(image)
+            image = open_picture(image)
         image, settings = to_rgb(image), self.image_settings
         if settings["do_resize"]:
             size = settings["size"]

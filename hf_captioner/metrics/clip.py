@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..files import open_picture
 from .scores import Scores
 
 PROMPT = "A photo depicts "
@@ -122,7 +123,7 @@ def _open(image: Image.Image | str | os.PathLike, place: int) -> Image.Image:
     try:
         if isinstance(image, Image.Image):
             return _seen(image)
-        with Image.open(image) as opened:
+        with open_picture(image) as opened:
             return _seen(opened)
     except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, IndexError...
         name = getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image)

@@ -19,7 +19,7 @@ from transformers.image_utils import (
 from transformers.utils import is_torchvision_available
 
 from .bounds_captioner import MAX_SIDE, check_number
-from .image_reading import to_rgb, why_unreadable
+from .image_reading import open_picture, to_rgb, why_unreadable
 from .url_captioner import download
 
 if is_torchvision_available():
@@ -50,7 +50,7 @@ def open_image(source: str | os.PathLike, timeout: float | None = None) -> Image
         timeout: seconds that fetching a URL may take, 30 by default. It may have 64 MiB and lead five times elsewhere.
 
     Raises:
-        ValueError: if the source is none of these, or what it names is no image that can be opened.
+        ValueError: if the source is none of these, or what it names is no image of a format that is opened.
     """
     source = os.fspath(source)
     kind = "must be one that can be read"
@@ -65,7 +65,7 @@ def open_image(source: str | os.PathLike, timeout: float | None = None) -> Image
         except ValueError as error:
             raise ValueError(f"an image {kind}, got {_shown(source)}") from error
     try:
-        return Image.open(content)
+        return open_picture(content)
     except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, IndexError...
         raise ValueError(f"an image {kind}, got {_shown(source)} ({why_unreadable(error)})") from error
 

@@ -1,12 +1,26 @@
 """What a picture looks like to a captioner, whatever its file or array is: numpy and Pillow alone."""
 
-from typing import TYPE_CHECKING
+import os
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
+
+# What cameras, phones, web pages and drawing programs make, HEIF where its plugin is there. Others that Pillow knows
+# are not opened, whatever a file's name says: EPS is a program, which Pillow has Ghostscript run.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "MPO", "PPM", "JPEG2000"),
+    *("DIB", "ICO", "PSD", "QOI", "SGI", "PCX", "TGA"),
+)
+
+
+def open_picture(file: str | os.PathLike | IO[bytes]) -> Image.Image:
+    """`PIL.Image.open` for files of those formats; it raises what that raises."""
+    Image.init()  # which makes Pillow's list of formats complete
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def to_rgb(image: "Image.Image | np.ndarray | torch.Tensor", input_data_format: str | None = None) -> Image.Image:
@@ -118,4 +132,4 @@ def why_unreadable(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-__all__ = ["to_rgb", "why_unreadable"]
+__all__ = ["FORMATS", "open_picture", "to_rgb", "why_unreadable"]

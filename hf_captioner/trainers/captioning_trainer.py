@@ -14,7 +14,7 @@ from huggingface_hub import upload_folder
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from ..data import CaptionCollator
@@ -28,6 +28,15 @@ from .weight_average import OPTIMISED_WEIGHTS, WeightAverage
 IMAGE_INPUTS = ("pixel_values", "image_features", "grid")  # of a batch, what an encoder takes
 WITHOUT_INDEX = "rows of `eval_dataset` must have `index`, the place of their references in the metrics, got none"
 _SHARED = (".safetensors", ".json", ".jinja", ".py", ".md")  # what a captioner's folder is made of
+
+
+def check_hub_strategy(args: TrainingArguments) -> None:
+    """Raises an `InputError` if checkpoints would be pushed as they are, with an optimiser's state: a pickle."""
+    if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise InputError(
+            "`hub_strategy` must be end or every_save, because what a training goes on from (optimizer.pt, "
+            f"rng_state.pth) is pickled and stays on this machine, got {args.hub_strategy.value}"
+        )
 
 
 class CaptioningTrainer(ResumingTrainer):
@@ -47,9 +56,9 @@ class CaptioningTrainer(ResumingTrainer):
         *args, **kwargs: as for `Seq2SeqTrainer`.
 
     Raises:
-        InputError: if `args.label_smoothing_factor` is set, which would take the labels away from the model, or rows
-            that are evaluated with metrics have no `index`, `ema_decay` is not in [0, 1), or a checkpoint to go on
-            from was made with it and this training lacks it, or the other way round.
+        InputError: if `args.label_smoothing_factor` is set, which would take the labels away from the model, the Hub's
+            strategy would push pickles, rows that are evaluated with metrics have no `index`, `ema_decay` is not in
+            [0, 1), or a checkpoint to go on from was made with it and this training lacks it, or the other way round.
     """
 
     data_collator: Callable[[list], dict]
@@ -74,6 +83,7 @@ class CaptioningTrainer(ResumingTrainer):
                 "`label_smoothing_factor` must be 0, for the model computes its own loss; set `label_smoothing` in "
                 f"its configuration instead; got {self.args.label_smoothing_factor}"
             )
+        check_hub_strategy(self.args)
         self.vision_learning_rate = vision_learning_rate
         self.weight_average = None if ema_decay is None else WeightAverage(self.model, ema_decay)
         if self.weight_average is not None:
@@ -148,6 +158,7 @@ class CaptioningTrainer(ResumingTrainer):
         mean of batches depends on which images share one, and counts those twice that are repeated for the last.
         """
         self._evaluated_loss = torch.zeros(2, device=self.args.device)
+        self._share_buffers()
         with self.averaged_weights():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         total, tokens = self.accelerator.reduce(self._evaluated_loss).tolist()
@@ -156,6 +167,15 @@ class CaptioningTrainer(ResumingTrainer):
         generated = output.predictions is not None and output.label_ids is not None
         self.evaluated = (output.label_ids, output.predictions) if generated else None
         return output
+
+    def _share_buffers(self) -> None:
+        """
+        Gives all processes the buffers of the first one, which are saved. Each has statistics of batch normalisation
+        over its own images: under DDP since the last step, under FSDP and DeepSpeed since the beginning.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def save_model(self, *args, **kwargs) -> None:
         with self.averaged_weights():
@@ -193,16 +213,10 @@ class CaptioningTrainer(ResumingTrainer):
                 shutil.copy(path, args.output_dir)
         message = f"Training in progress, step {self.state.global_step}"
         options = dict(repo_id=self.hub_model_id, token=args.hub_token, revision=args.hub_revision, run_as_future=True)
-        pushes = [
-            upload_folder(
-                folder_path=args.output_dir, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **options
-            )
-        ]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
-            message += ", checkpoint"
-            pushes.append(upload_folder(folder_path=folder, path_in_repo=place, commit_message=message, **options))
-        self.add_pushes(pushes)
+        push = upload_folder(
+            folder_path=args.output_dir, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **options
+        )
+        self.add_pushes([push])
 
     def compute_loss(
         self,

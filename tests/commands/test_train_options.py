@@ -138,6 +138,10 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--freeze_vision", "--lora", "4"], "`lora` must be left out with `freeze_vision`, got 4"),
         (["--lora", "0"], "`lora` must be at least 1, got 0"),
         (["--lora", "4", "--push_to_hub", "true"], "`hub_strategy` must be end with `lora`.* got every_save"),
+        *[
+            (["--hub_strategy", name, "--push_to_hub", "1"], f"`hub_strategy` must be end or every_save.* got {name}$")
+            for name in ("checkpoint", "all_checkpoints")
+        ],
         (["--freeze_vision", "--vision_learning_rate", "0.1"], "`vision_learning_rate` must be left out"),
         (
             ["--early_stopping_patience", "2", "--metric_for_best_model", "cider_d"],

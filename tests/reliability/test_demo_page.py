@@ -1,17 +1,40 @@
-"""The demo's page runs for long: memory, threads and file handles of its process do not grow with the requests."""
+"""The demo's page is given pictures of every kind, and runs for long: nothing that its process holds grows."""
 
 import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from testing.held import held_by
+from testing.pictures import BAD, GOOD, noise, saved
 from testing.serving import tiny_folder
 from testing.tiny_models import noise_pictures
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra demo is not installed")
+
+
+def test_every_kind_of_picture_on_the_page(tmp_path, faults):
+    """As the page has them read: what a person sees, or an error with the visitor's name of the file."""
+    demo_page = pytest.importorskip("hf_captioner.commands.demo_page", reason="the extra demo is not installed")
+    upload = tmp_path / "upload"
+    seen = refused = 0
+    for name, (content, picture) in GOOD.items():
+        upload.write_bytes(content)
+        found = demo_page.read_upload(SimpleNamespace(path=str(upload), orig_name=name))
+        seen += int(np.abs(np.asarray(found).astype(int) - picture).max() <= 1)
+    for name, content in {**BAD, "photo.jpg": saved(noise(), "EPS")}.items():
+        upload.write_bytes(content)
+        with pytest.raises(demo_page.gr.Error) as raised:
+            demo_page.read_upload(SimpleNamespace(path=str(upload), orig_name=name))
+        said = raised.value.message
+        refused += said.startswith("The image cannot be read: ") and str(tmp_path) not in said and len(said) < 600
+    faults.count("unusual images on the demo's page", len(GOOD), seen, "the picture that a person sees")
+    faults.count("bad images on the demo's page", len(BAD) + 1, refused, "an error that says why")
+    assert seen == len(GOOD) and refused == len(BAD) + 1
 
 
 @pytest.mark.slow

@@ -9,21 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
-from test_resume import CNN_TRANSFORMER, REWARD, RNN, settings, without_times
-from testing import ROOT
+from test_resume import CNN_TRANSFORMER, REWARD, RNN, TWO, settings, without_times
+from testing import PATIENCE, ROOT
 from testing.apart import apart
+from testing.parts import in_parts, weights_in_parts
 from testing.training import TINY, arguments
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import pipeline
 
 from hf_captioner.commands import run, train
-from hf_captioner.commands.shipped import CONFIGS
 from hf_captioner.data import shapes_dataset
 from hf_captioner.errors import InputError
 from hf_captioner.models import attention
@@ -99,7 +93,6 @@ def trimmed(lines: str) -> list:
     return [[(i, [t for t in tokens if t not in (1, -100)]) for i, tokens in json.loads(line)] for line in lines]
 
 
-FSDP = CONFIGS / "accelerate" / "fsdp.yaml"
 LONG = [pytest.param(system, marks=pytest.mark.long) for system in ("cross-entropy", "CNN-Transformer")]
 
 
@@ -131,34 +124,7 @@ def test_two_processes_train_and_measure_as_one(tmp_path, system):
 
 
 def train_in_parts(argv: list[str]) -> None:
-    """
-    Under FSDP, as accelerate/fsdp.yaml says. accelerate has it on accelerators alone and stays with DDP on CPUs, on
-    which torch's FSDP does run.
-    """
-    arguments = launch_command_parser().parse_args(["--config_file", str(FSDP), "training/train.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    told = prepare_multi_gpu_env(arguments)
-    os.environ.update({k: v for k, v in told.items() if k.startswith("FSDP_") or k == "ACCELERATE_USE_FSDP"})
-    usual = AcceleratorState.__init__
-
-    def with_parts(self, *args, fsdp_plugin=None, **kwargs):
-        usual(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        plugin = fsdp_plugin or self.__dict__.get("fsdp_plugin")
-        if plugin is not None:  # also when the state, which all share, is asked for again
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
-
-    AcceleratorState.__init__ = with_parts
-    in_parts = []
-    usual_step = CaptioningTrainer.training_step
-
-    def training_step(self, model, *args, **kwargs):
-        if not in_parts:
-            weights = dict(model.named_parameters())
-            in_parts.extend(name for name, weight in weights.items() if isinstance(weight, DTensor))
-            assert len(in_parts) == len(weights) and isinstance(model, FSDPModule)
-        return usual_step(self, model, *args, **kwargs)
-
-    CaptioningTrainer.training_step = training_step
+    weights_in_parts()
     run(train.main, argv)
     assert in_parts
 
@@ -192,6 +158,23 @@ def test_weights_in_parts_train_as_one_process(tmp_path, system):
         assert load_file(folder / "model.safetensors").keys() == weights.keys()
     pipe = pipeline("image-captioning", model=str(tmp_path / "2"), device="cpu")
     assert pipe(shapes_dataset(1)[0]["image"])[0]["generated_text"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["whole", pytest.param("in parts", marks=pytest.mark.long)])
+def test_what_processes_measure_is_what_they_save(tmp_path, weights):
+    """Each collects statistics of batch normalisation over its own images, and those of the first one are saved."""
+    folder = tmp_path / "trained"
+    options = settings(**RNN, **TWO, max_steps=3, eval_steps=3, save_steps=3)
+    function = train.main if weights == "whole" else train_in_parts
+    done = apart(function, (arguments(folder, **options),), tmp_path / "log", processes=2)
+    assert done.exit == 0, done.log[-3000:]
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    (measured,) = (line for line in log if "eval_loss" in line)
+    alone = {name: value for name, value in options.items() if name not in ("model_config", "image_size")}
+    train.main(arguments(tmp_path / "alone", **alone, model=folder / "checkpoint-3", do_train=False))
+    saved = json.loads((tmp_path / "alone" / "all_results.json").read_text())
+    assert measured["eval_loss"] == pytest.approx(saved["eval_loss"], rel=1e-6)
 
 
 def test_what_needs_all_weights_is_refused_where_they_are_in_parts(tmp_path):
@@ -260,9 +243,10 @@ def test_a_process_that_dies_ends_the_training_with_its_traceback(tmp_path, faul
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), *argv]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    options = dict(capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(command, **options, timeout=300 * PATIENCE)
     seconds = time.monotonic() - start
     told = "ArithmeticError: of the second process" in done.stderr and "Traceback" in done.stderr
     faults.count("one of two processes dies", 1, int(done.returncode != 0 and told), "ends with its traceback")
     assert done.returncode != 0 and told, done.stderr[-3000:]
-    assert seconds < 300
+    assert seconds < 300 * PATIENCE

@@ -3,6 +3,8 @@ Images of every kind, through every program: a caption of the picture as a perso
 file and takes no other image along.
 """
 
+import base64
+import contextlib
 import csv
 import io
 import json
@@ -20,13 +22,16 @@ from testing.tiny_models import tiny_model
 from testing.training import arguments
 from transformers import pipeline
 
-from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
+from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, files, train_tokenizer
 from hf_captioner.commands import evaluate, train
 from hf_captioner.commands.program import program
+from hf_captioner.commands.uploads import FORMATS as FORMATS_OF_UPLOADS
+from hf_captioner.commands.uploads import Upload
 from hf_captioner.data import load_captions
 from hf_captioner.errors import InputError
 from hf_captioner.metrics import DEFAULT_METRICS, CaptionMetrics
 from hf_captioner.metrics.clip import _open as opened_for_clip
+from hf_captioner.models import image_reading
 
 SIDE = 32
 WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four five six seven eight nine ten"
@@ -261,6 +266,81 @@ def test_clip_sees_what_captioners_see(folder):
     for name in set(BAD) - {"nan.tif"}:
         with pytest.raises(ValueError, match=re.escape(f"images[3] {str(folder / name)!r}")):
             opened_for_clip(folder / name, 3)
+
+
+def test_no_picture_is_a_program(folder, model, pipe, tmp_path, monkeypatch, faults):
+    """Pillow has Ghostscript run EPS, which is PostScript, also where the file is called a photograph."""
+    said = tmp_path / "said"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho ran >> {said}\nexit 0\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # as before the first such file
+    content = saved(noise(), "EPS")
+    (folder / "photo.jpg").write_bytes(content)
+    with contextlib.suppress(OSError), Image.open(folder / "photo.jpg") as image:
+        image.load()
+    assert said.exists(), "otherwise this shows nothing"
+    said.unlink()
+    Dataset.from_dict({"image": [content], "caption": ["a"]}).to_parquet(folder / "t.parquet")
+    address = "data:image/jpeg;base64," + base64.b64encode(content).decode()
+    reads = {
+        "the pipeline": lambda: pipe(str(folder / "photo.jpg")),
+        "the pipeline, from base64": lambda: pipe(address),
+        "training": lambda: load_captions(write_table(folder, ["photo.jpg"])),
+        "training, from a Parquet file": lambda: load_captions(str(folder / "t.parquet")),
+        "CLIP": lambda: opened_for_clip(folder / "photo.jpg", 0),
+        "a server": lambda: Upload("photo.jpg", content, most_pixels=10**6).source(),
+    }
+    refused = 0
+    for read in reads.values():
+        with pytest.raises(Exception, match="cannot identify (an )?image"):
+            read()
+        refused += not said.exists()
+    for path, row in (("photo.jpg", "photos/photo.jpg"), ("t.parquet", "photos/t.parquet[0]")):
+        with pytest.raises(SystemExit):
+            program(["caption", f"photos/{path}", "--model", model, "--output", f"{path}.jsonl"])
+        (found,) = map(json.loads, open(f"{path}.jsonl"))
+        refused += found["image"] == row and "cannot identify an image" in found["error"] and not said.exists()
+    tried = len(reads) + 2
+    faults.count("PostScript in the place of a photograph", tried, refused, "not opened, and no program is started")
+    assert refused == tried
+
+
+def test_nothing_but_text_files_is_written_beside_the_images(folder, model, tmp_path, faults):
+    """Whatever lies there under the names that are written to on the way, and whatever an image is called."""
+    others = {name: tmp_path / name for name in ("profile", "history")}
+    for path in others.values():
+        path.write_text("first line\nlast line")
+    (folder / ".plain.txt.part").symlink_to(others["profile"])
+    (folder / ".captions.progress").symlink_to(others["history"])
+    (folder / "scan.txt").write_bytes(GOOD["plain.png"][0])
+    command = ["caption", "photos/plain.png", "photos/scan.txt", "--model", model, "--sidecar"]
+    command += ["--existing", "overwrite"]
+    with pytest.raises(InputError, match=r"photos/.captions.progress must be the progress .* got a link"):
+        program(command)
+    (folder / ".captions.progress").unlink()
+    for content in (b"mine", b"mine\nand yours"):  # a file of that name, of something else
+        (folder / ".captions.progress").write_bytes(content)
+        with contextlib.suppress(InputError):
+            program([*command[:2], *command[3:]])
+        kept = (folder / ".captions.progress").exists() and (folder / ".captions.progress").read_bytes() == content
+        (folder / ".captions.progress").unlink(missing_ok=True)
+        assert kept
+    with pytest.raises(SystemExit) as stopped:
+        program([*command, "--output", "out.jsonl"])
+    assert stopped.value.code == 1
+    rows = {row["image"]: row for row in map(json.loads, open("out.jsonl"))}
+    assert (folder / "plain.txt").read_text().strip() == rows["photos/plain.png"]["caption"]
+    assert rows["photos/scan.txt"]["error"] == "its text file would be the image itself"
+    kept = sum(path.read_text() == "first line\nlast line" for path in others.values())
+    kept += (folder / "scan.txt").read_bytes() == GOOD["plain.png"][0]
+    faults.count("files of others beside images", 5, kept + 2, "left as they were by `--sidecar`")
+    assert kept == 3 and not (folder / ".plain.txt.part").exists()
+
+
+def test_one_list_of_formats():
+    assert files.FORMATS == image_reading.FORMATS
+    assert {*FORMATS_OF_UPLOADS} < {*files.FORMATS} and "EPS" not in files.FORMATS
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_read(tmp_path):

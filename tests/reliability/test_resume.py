@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from testing import ROOT
+from testing import PATIENCE, ROOT
 from testing.apart import apart
 from testing.kills import Moment, train_apart
+from testing.parts import weights_in_parts
 from testing.training import TINY, arguments
 from transformers import TrainerCallback
 
@@ -85,7 +86,9 @@ def outcome(folder: Path) -> dict:
     }
 
 
-def end_of(argv_of, folder: Path, moments=(), processes: int = 1, whole=None) -> tuple[int, dict[str, int]]:
+def end_of(
+    argv_of, folder: Path, moments=(), processes: int = 1, whole=None, prepare=None
+) -> tuple[int, list[dict[str, int]]]:
     """
     Gives the commands of a training one after the other, each of them again and again until it has come to its end.
 
@@ -93,6 +96,7 @@ def end_of(argv_of, folder: Path, moments=(), processes: int = 1, whole=None) ->
         argv_of: a function from the folder to the commands, each a list of arguments.
         moments: kinds of moments to kill at: those of each command.
         whole: counts of events of the undisturbed training, for each command.
+        prepare: as for [`train_apart`].
 
     Returns:
         how often it was killed; and the counts of events of each command.
@@ -104,10 +108,10 @@ def end_of(argv_of, folder: Path, moments=(), processes: int = 1, whole=None) ->
             among = max(1, whole[place][kind] // (1 if kind in ("cache", "end") else 4))
             rank = choose(processes) if kind in ("step", "evaluation", "clock") else 0
             moment = Moment(kind, choose(among), rank)
-            killed = train_apart(argv, folder.with_suffix(".log"), moment, processes)
+            killed = train_apart(argv, folder.with_suffix(".log"), moment, processes, prepare=prepare)
             assert killed.exit in (-9, 0), (moment, killed.log[-3000:])
             kills += killed.exit == -9
-        last = train_apart(argv, folder.with_suffix(".log"), processes=processes)
+        last = train_apart(argv, folder.with_suffix(".log"), processes=processes, prepare=prepare)
         assert last.exit == 0, last.log[-3000:]
         counts.append(last.counts)
     return kills, counts
@@ -166,7 +170,7 @@ def test_a_killed_data_worker_ends_the_training_in_one_line(tmp_path, faults):
     folder, mark = tmp_path / "killed", tmp_path / "mark"
     argv = arguments(folder, **settings(**RNN, dataloader_num_workers=2))
     ended = apart(train_and_lose_a_worker, (argv, str(mark)), tmp_path / "log")
-    seconds = time.monotonic() - float(mark.read_text())
+    in_time = time.monotonic() - float(mark.read_text()) < 60 * PATIENCE
     told = ended.log.splitlines()[-1]
     assert ended.exit == 2 and told.startswith("error: `dataloader_num_workers`"), ended.log[-3000:]
     assert "DataLoader worker (pid" in told and "Traceback" not in ended.log
@@ -178,12 +182,11 @@ def test_a_killed_data_worker_ends_the_training_in_one_line(tmp_path, faults):
         last = train_apart(command, tmp_path / "log")
         assert last.exit == 0, last.log[-3000:]
     same = outcome(folder) == outcome(tmp_path / "whole")
-    faults.count(
-        "data worker killed in training", 1, int(same and seconds < 60), "one line within a minute; goes on later"
-    )
-    assert same and seconds < 60
+    faults.count("data worker killed in training", 1, int(same and in_time), "one line within a minute; goes on later")
+    assert same and in_time
 
 
+# Each system is killed with and without data workers, and in one process and in two.
 LONG = {
     "RNN, averaged weights, mirrored images, two data workers": (
         one_stage(**RNN, ema_decay=0.9, flip=True, dataloader_num_workers=2),
@@ -196,12 +199,14 @@ LONG = {
         1,
     ),
     "CNN-Transformer": (one_stage(**CNN_TRANSFORMER), 1),
-    "CNN-Transformer, two data workers": (one_stage(**CNN_TRANSFORMER, dataloader_num_workers=2), 1),
     "RNN by reward": (two_stages(**RNN), 1),
     "CNN-Transformer by reward, two data workers": (two_stages(**CNN_TRANSFORMER, dataloader_num_workers=2), 1),
     "RNN, two processes": (one_stage(**RNN, **TWO), 2),
+    "RNN, weights in parts on two processes": (one_stage(**RNN, **TWO), 2),
     "hard attention, two processes": (one_stage(**HARD, **TWO, dataloader_num_workers=2), 2),
-    "RNN by reward, two processes": (two_stages(**RNN, **TWO), 2),
+    "CNN-Transformer, two processes": (one_stage(**CNN_TRANSFORMER, **TWO, dataloader_num_workers=2), 2),
+    "RNN by reward, two processes": (two_stages(**RNN, **TWO, dataloader_num_workers=2), 2),
+    "CNN-Transformer by reward, two processes": (two_stages(**CNN_TRANSFORMER, **TWO), 2),
 }
 
 
@@ -211,10 +216,11 @@ LONG = {
 def test_killed_again_and_again(tmp_path, faults, system):
     """At moments of every kind, in both families; the feature cache too, and between two stages."""
     argv_of, processes = LONG[system]
+    prepare = weights_in_parts if "in parts" in system else None
     usual = ("step", "write", "clock", "evaluation")
     moments = [("end",), (), usual] if "reward" in system else [(*usual, "end")]
-    _, counts = end_of(argv_of, tmp_path / "whole", processes=processes)
-    kills, _ = end_of(argv_of, tmp_path / "killed", moments, processes, counts)
+    _, counts = end_of(argv_of, tmp_path / "whole", processes=processes, prepare=prepare)
+    kills, _ = end_of(argv_of, tmp_path / "killed", moments, processes, counts, prepare)
     same = outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     faults.count(f"training killed: {system}", kills, kills if same else 0, PROMISE)
     assert same and kills >= 4

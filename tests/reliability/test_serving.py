@@ -2,18 +2,25 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
+import select
+import socket
 import time
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from testing import PATIENCE
 from testing.held import held_by
 from testing.pictures import BAD, GOOD, noise, saved
 from testing.serving import served_captioner, serving, serving_apart, tiny_folder
 from transformers import pipeline
+
+from hf_captioner.commands import connections
+from hf_captioner.commands.server import Limits
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +57,50 @@ def test_every_kind_of_picture_from_a_server(model, faults):
     )
     faults.count("unusual images sent to a server", len(GOOD), len(captioned), "the caption of what a person sees")
     assert captioned == {*GOOD} and refused == {*BAD}
+
+
+def test_clients_that_ask_for_nothing_keep_nobody_away(model, monkeypatch, faults):
+    """
+    As many as there may be connections: silent ones and those that send the head of a request a byte at a time, some
+    of them after an answer. All are closed, and one that has yet to send its body is not.
+    """
+    monkeypatch.setattr(connections, "HEAD", 3.0)
+    monkeypatch.setattr(connections, "CONNECTIONS", 32)
+    drip = iter(b"GET /" + b"a" * 10_000)
+    with serving(served_captioner(model), Limits(images=8, waiting=8)) as running:
+        place = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        patient = socket.create_connection(place, timeout=60)
+        patient.sendall(b"POST /caption HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n")
+        idle = []
+        for number in range(39):
+            idle.append(socket.create_connection(place, timeout=60))
+            if number % 3 == 0:
+                idle[-1].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += idle[-1].recv(10_000)
+                assert b" 200 OK" in answer
+        kept_away = httpx.get(f"{running.url}/health").status_code
+        left, end = set(idle), time.monotonic() + 60 * PATIENCE
+        while left and time.monotonic() < end:
+            byte = bytes([next(drip)])
+            for client in idle[::2]:
+                with contextlib.suppress(OSError):  # closed
+                    client.sendall(byte)
+            time.sleep(0.1)
+            for client in select.select(left, [], [], 0)[0]:
+                with contextlib.suppress(ConnectionError):
+                    client.recv(10_000)
+                left.discard(client)
+        answered = httpx.get(f"{running.url}/health").status_code
+        patient.sendall(b"no picture at all...")
+        refused = patient.recv(10_000)
+        for client in (patient, *idle):
+            client.close()
+    survived = len(idle) - len(left) if answered == 200 else 0
+    faults.count("connections that send no request", len(idle), survived, "closed, and others are answered")
+    assert kept_away == 503 and answered == 200 and not left
+    assert b" 422 " in refused
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import PATIENCE
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["hf_captioner.commands.train", "matplotlib.pyplot"])
 
@@ -25,6 +27,9 @@ class Ended(NamedTuple):
 
 def _run(function: Callable, arguments: tuple, environment: dict[str, str], log: str, largest: int | None) -> None:
     os.environ.update(environment)
+    # As in a program of its own. By the method that this process was started with, each training would have a server
+    # for the processes that read its images, which lives on when the training is killed.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -52,7 +57,7 @@ def apart(
         processes: if more than one, each has the environment that torchrun gives. When one fails, the others are
             killed, as by torchrun.
         largest: bytes that a file may have; what writes more gets an error, as on a full disk.
-        seconds: after which the processes are killed.
+        seconds: after which the processes are killed; PATIENCE times as many.
     """
     environments: list[dict[str, str]] = [{}]
     if processes > 1:
@@ -68,7 +73,7 @@ def apart(
     ]
     for process in running:
         process.start()
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while any(process.is_alive() for process in running):
         failed = any(process.exitcode for process in running if not process.is_alive())
         if failed or time.monotonic() > end:

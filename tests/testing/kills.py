@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,10 +117,12 @@ class _Killer:
         sys.addaudithook(sys_hook)
 
 
-def _train(argv: list[str], moment: Moment | None, counts: str) -> None:
+def _train(argv: list[str], moment: Moment | None, counts: str, prepare: Callable[[], None] | None) -> None:
     """A training, in the process that was made for it."""
     from hf_captioner.commands import run, train
 
+    if prepare is not None:
+        prepare()
     rank = int(os.environ.get("RANK", 0))
     killer = _Killer(moment if moment is not None and moment.rank == rank else None, Path(f"{counts}.killed"))
     killer.watch()
@@ -148,7 +151,12 @@ class Training(NamedTuple):
 
 
 def train_apart(
-    argv: list[str], log: Path, moment: Moment | None = None, processes: int = 1, largest: int | None = None
+    argv: list[str],
+    log: Path,
+    moment: Moment | None = None,
+    processes: int = 1,
+    largest: int | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> Training:
     """
     Runs `hf-captioner train` with these arguments.
@@ -156,12 +164,13 @@ def train_apart(
     Args:
         moment: when one of the processes is killed.
         log, processes, largest: as for [`apart`].
+        prepare: called in each process before the training.
     """
     counts = Path(f"{log}.json")
     killed = Path(f"{counts}.killed")
     for path in (counts, killed):
         path.unlink(missing_ok=True)
-    ended = apart(_train, (argv, moment, str(counts)), log, processes, largest)
+    ended = apart(_train, (argv, moment, str(counts), prepare), log, processes, largest)
     # The others may notice before they are killed, too, and end with an error.
     code = -signal.SIGKILL if killed.exists() else ended.exit
     return Training(code, ended.log, json.loads(counts.read_text()) if counts.exists() else {})

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import uvicorn
 
 from hf_captioner.commands.captioner import Settings
+from hf_captioner.commands.connections import configured
 from hf_captioner.commands.decoding_options import DecodingArguments
 from hf_captioner.commands.serve import bound, model_name
-from hf_captioner.commands.server import CaptionServer, Limits, ServedCaptioner, application
+from hf_captioner.commands.server import CaptionServer, Limits, ServedCaptioner
 
 from . import ROOT
 from .tiny_models import tiny_model, tiny_processor
@@ -58,8 +59,7 @@ def serving(captioner: ServedCaptioner, limits: Limits | None = None, **options)
     """Serves in a thread; further options are those of `CaptionServer`."""
     server = CaptionServer(captioner, model_name(captioner.settings.model), limits, **options)
     listener = bound("127.0.0.1", 0)
-    config = uvicorn.Config(application(server), lifespan="on", log_level="critical", server_header=False)
-    running = uvicorn.Server(config)
+    running = uvicorn.Server(configured(server, log_level="critical"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
