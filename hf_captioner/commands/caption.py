@@ -110,8 +110,6 @@ def caption(
     hf-captioner caption photo.jpg --decoding diverse --num-beam-groups 5 --num-return-sequences 5
     hf-captioner caption photo.jpg --decoding constrained --force-words "dog|dogs,frisbee" --num-beams 10
     find photos -name "*.jpg" | hf-captioner caption - --model outputs/quickstart --words --min-score 0.01
-    hf-captioner caption photos --output captions.jsonl --processes 4
-    hf-captioner caption "shards/*.tar" --output captions --ray-address auto
 
     On standard output and in .txt a line has the image, a tab and the caption. A line of .jsonl is an object with
     image, caption and score, or with image and error; CSV and Parquet have these as columns. With --decoding there is
