@@ -4,6 +4,7 @@ them the parts of the work; here is what one part becomes: a file that is writte
 """
 
 import json
+import logging
 import math
 import os
 import pickle
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -80,8 +82,8 @@ class ShardCaptioner:
         except InputError as error:
             return {"images": [0], "refused": [str(error)]}
         except OSError as error:
-            rule = "must be a folder that all nodes of the cluster can read and write"
-            return {"images": [0], "refused": [f"`--output` {rule}, got {self.output} ({brief(error)})"]}
+            rule = f"must be a cluster whose nodes all see {self.folder} and can write {self.output}"
+            return {"images": [0], "refused": [f"`--ray-address` {rule}, got {brief(error)}"]}
         return {"images": [count], "refused": [""]}
 
     def write(self, shard: str, part: Part) -> int:
@@ -108,9 +110,9 @@ class ShardCaptioner:
             with begun.noted("all"):
                 return self.of_batches(images_of(part))
         rows: list[dict] = []
-        images = list(images_of(part))
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
+        images = images_of(part)
+        while batch := list(islice(images, self.batch_size)):
+            start = len(rows)
             if not begun.failed(f"batch {start}"):
                 with begun.noted(f"batch {start}"):
                     rows += self.of_batches(batch)
@@ -189,6 +191,7 @@ def ray_cluster(address: str) -> Iterator[None]:
         InputError: if Ray is not installed, or there is no such cluster.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what it does itself
     try:
         import ray
         import ray.data
@@ -299,6 +302,7 @@ def _on_actors(parts: dict[str, Part], arguments: list, count: int, cpus: int, g
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars, context.print_on_execution_start = False, False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     work = [pyarrow.table({"shard": [shard], "images": [pickle.dumps(part)]}) for shard, part in parts.items()]
     # One part at a time, so that none waits for a slow one. Not of a fixed size: the pool has to shrink when a machine
     # is lost, or what that one had in work would wait for it.

@@ -54,9 +54,9 @@ def test_a_bare_loop_says_what_generate_says(system, features):
 def test_the_tutorial_finds_the_best_of_all_captions(features):
     torch.manual_seed(0)
     model = sharpened(TutorialCaptioner(12, 8, 5))
-    said = model.search(features, 3, 25)
+    said = model.search(features, 2, 5)  # every first word is kept
     for image, caption in zip(features, said, strict=True):
-        all_captions = torch.tensor(list(itertools.product(range(5), repeat=3)))
+        all_captions = torch.tensor(list(itertools.product(range(5), repeat=2)))
         losses = torch.stack([model(image[None], one[None, None]) for one in all_captions])
         assert torch.equal(caption, all_captions[losses.argmin()])
 

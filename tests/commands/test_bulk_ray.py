@@ -137,7 +137,7 @@ def test_what_is_wrong_with_all_is_told_and_not_raised(tmp_path):
     nowhere = actor(tmp_path / "out", tmp_path / "diary")
     nowhere.output = tmp_path / "gone"
     (refused,) = nowhere(batch)["refused"]
-    assert "must be a folder that all nodes of the cluster can read and write" in refused and "gone" in refused
+    assert refused.startswith("`--ray-address` must be a cluster whose nodes all see") and "gone" in refused
 
 
 def test_actors_are_one_for_each_gpu_or_else_for_each_cpu():
@@ -264,14 +264,15 @@ class TwoNodes:
         self.other = self.cluster.add_node(num_cpus=1, object_store_memory=2**28)
 
 
-@pytest.fixture
-def two_nodes(monkeypatch):
+@pytest.fixture(scope="module")
+def two_nodes():
     pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))  # `testing`, for the actors
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    nodes = TwoNodes()
-    yield nodes
-    nodes.cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))  # `testing`, for the actors
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        nodes = TwoNodes()
+        yield nodes
+        nodes.cluster.shutdown()
 
 
 class Killer(threading.Thread):
