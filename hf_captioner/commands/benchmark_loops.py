@@ -205,6 +205,8 @@ def blip_decoder(width: int, sizes: dict[str, int]) -> BlipTextLMHeadModel:
         is_decoder=True,
         bos_token_id=START,
         pad_token_id=PAD,
+        eos_token_id=None,
+        sep_token_id=None,
     )
     model = BlipTextLMHeadModel(config)
     model.generation_config.eos_token_id = None
