@@ -110,7 +110,8 @@ class _TableOfImages:
 
     def _groups(self, metadata: pyarrow.parquet.FileMetaData) -> tuple[list[int], int]:
         """The row groups in which the rows lie, and the first row of the first of them."""
-        groups, rows, first = [], 0, 0
+        groups: list[int] = []
+        rows = first = 0
         for group in range(metadata.num_row_groups):
             count = metadata.row_group(group).num_rows
             if rows < self.stop and rows + count > self.start:
@@ -179,7 +180,7 @@ class ImageFiles:
                 count = min(room, stop - start)
                 parts[-1].append(one if isinstance(one, ImageFile) else replace(one, start=start, stop=start + count))
                 start, room = start + count, room - count
-        return parts
+        return list(parts)
 
     def digest(self) -> str:
         """Is another for other images, by their names and order."""
@@ -251,7 +252,7 @@ class ImageFiles:
                         before = key
                         name = f"{path}[{member.name}]".encode("utf-8", "backslashreplace").decode()
                         found.setdefault(name, ImageFile(name, place=Place(path, member.offset_data, member.size)))
-                    shard.members = []  # which it keeps of all otherwise
+                    shard.members = []  # type: ignore[attr-defined] # which it keeps of all otherwise
         except (OSError, tarfile.TarError) as error:
             raise InputError(f"{path} must be a tar file that can be read, got {error}") from error
 
