@@ -42,9 +42,10 @@ class ShardCaptioner:
     An actor of `map_batches`, which turns a part of the images into a shard of captions.
 
     A shard is there as a whole or not at all, and is left as it is if it is there: what Ray begins again, for an actor
-    that was killed or a machine that was lost, is done once. Beside the shard that is in work lies a file that tells
-    what was begun and did not end. Images in which an actor has ended `ATTEMPTS` times are captioned in smaller parts
-    and at last one by one, so that the one that is to blame becomes a row with an error.
+    that was killed or a machine that was lost, is done once. Beside the shard that is in work lies a file of the rows
+    so far, with which the next actor goes on, and of what was begun and did not end. Where an actor has ended
+    `ATTEMPTS` times, images are captioned batch by batch and at last one by one, so that the one that is to blame
+    becomes a row with an error.
 
     Args:
         make: a captioner of batches, as [`BatchCaptioner`] of some settings; called for the first shard.
@@ -96,73 +97,97 @@ class ShardCaptioner:
         path = self.output / shard
         if path.exists():
             return pyarrow.parquet.read_metadata(path).num_rows
-        with _Begun(path.with_name(f".{path.stem}.begun")) as begun:
-            rows = self.rows(part, begun)
+        with _Progress(path.with_name(f".{path.stem}.progress")) as progress:
+            while (done := len(progress.rows)) < size_of(part):
+                self.go_on(part, progress)
+                if len(progress.rows) == done:
+                    raise InputError(f"`INPUT` must stay as it is while it is captioned, got less in {shard}")
         # a name of its own: a machine that was taken for lost may be at the same shard
         new = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
-        write_captions(new, rows, columns=self.columns)
+        write_captions(new, progress.rows, columns=self.columns)
         os.replace(new, path)
-        begun.path.unlink(missing_ok=True)
-        return len(rows)
+        progress.path.unlink(missing_ok=True)
+        return len(progress.rows)
 
-    def rows(self, part: Part, begun: "_Begun") -> list[dict]:
-        if not begun.failed("all"):
-            with begun.noted("all"):
-                return self.of_batches(images_of(part))
-        rows: list[dict] = []
-        images = images_of(part)
-        while batch := list(islice(images, self.batch_size)):
-            start = len(rows)
-            if not begun.failed(f"batch {start}"):
-                with begun.noted(f"batch {start}"):
-                    rows += self.of_batches(batch)
-                continue
-            for place, image in enumerate(batch, start):
-                if begun.failed(f"image {place}"):
-                    why = f"a process that captions ended {ATTEMPTS} times while it had this image alone"
-                    rows.append({"image": image.name, "error": why})
-                else:
-                    with begun.noted(f"image {place}"):
-                        rows += self.of_batches([image])
-        return rows
-
-    def of_batches(self, images: Iterable[ImageFile]) -> list[dict]:
+    def go_on(self, part: Part, progress: "_Progress") -> None:
+        """Captions all images that are left, or the next batch, or the next image alone."""
         assert self.captioner is not None
-        return [row for rows in self.captioner.batches(images, self.batch_size) for row in rows]
+        place, size = len(progress.rows), self.batch_size
+        images = islice(images_of(part), place, None)
+        if not progress.failed("all"):
+            what = "all"
+        elif not progress.failed("batch", range(place - size + 1, place + 1)):
+            what, images = "batch", islice(images, size)
+        else:
+            what, images = "image", islice(images, 1)
+            if progress.failed("image", [place]):
+                why = f"a process that captions ended {ATTEMPTS} times while it had this image alone"
+                progress.add([{"image": image.name, "error": why} for image in images])
+                return
+        batches = self.captioner.batches(images, size)
+        while True:
+            with progress.noted(what):
+                rows = next(batches, None)
+            if rows is None:
+                return
+            progress.add(rows)
 
 
-class _Begun:
-    """A file of what was begun and what ended, which outlives the process."""
+class _Progress:
+    """
+    A file of JSON lines that outlives the process: rows, and what was begun and what ended, each with the number of
+    rows before it. A half-written line counts as none.
+
+    Attributes:
+        rows: those of the shard so far.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.open: Counter = Counter()
-        if path.exists():
-            for line in path.read_text().splitlines():
-                sign, what = line[:1], line[1:]
-                self.open[what] += 1 if sign == "+" else -1
+        self.rows: list[dict] = []
+        self.open: Counter[tuple[str, int]] = Counter()
 
-    def __enter__(self) -> "_Begun":
-        self.file = open(self.path, "a")  # noqa: SIM115
+    def __enter__(self) -> "_Progress":
+        self.file = open(self.path, "ab+")  # noqa: SIM115
+        self.file.seek(0)
+        content = self.file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self.file.truncate(len(whole))
+        for line in whole.splitlines():
+            kind, place, what = json.loads(line)
+            if kind != "rows":
+                self.open[what, place] += 1 if kind == "begun" else -1
+            elif place == len(self.rows):  # otherwise of a machine that was taken for lost
+                self.rows += what
         return self
 
     def __exit__(self, *_) -> None:
         self.file.close()
 
-    def failed(self, what: str) -> bool:
-        return self.open[what] >= ATTEMPTS
+    def add(self, rows: list[dict]) -> None:
+        self._write("rows", len(self.rows), rows)
+        self.rows += rows
+
+    def failed(self, what: str, places: Iterable[int] | None = None) -> bool:
+        """Whether it ended the process too often, at one of these places or at any."""
+        return any(
+            count >= ATTEMPTS
+            for (kind, place), count in self.open.items()
+            if kind == what and (places is None or place in places)
+        )
 
     @contextmanager
     def noted(self, what: str) -> Iterator[None]:
         """An exception ends it as well: only what ends the process does not."""
-        self._write(f"+{what}")
+        place = len(self.rows)
+        self._write("begun", place, what)
         try:
             yield
         finally:
-            self._write(f"-{what}")
+            self._write("ended", place, what)
 
-    def _write(self, line: str) -> None:
-        self.file.write(f"{line}\n")
+    def _write(self, kind: str, place: int, what: object) -> None:
+        self.file.write(json.dumps([kind, place, what]).encode() + b"\n")
         self.file.flush()
 
 
@@ -263,7 +288,7 @@ def caption_on_ray(
     parts = {f"captions-{number:05}.parquet": part for number, part in enumerate(images.parts(size))}
     missing = {shard: part for shard, part in parts.items() if not (output / shard).exists()}
     with tqdm(total=len(images), desc="captioning", unit="image", disable=None) as bar:  # None: on a terminal
-        bar.update(len(images) - sum(_size(part) for part in missing.values()))
+        bar.update(len(images) - sum(size_of(part) for part in missing.values()))
         if missing:
             columns = [name for name in COLUMNS if name not in SOME or name in _wanted(settings)]
             arguments = [partial(make, settings), output, batch_size, columns, os.getcwd(), cpus]
@@ -304,9 +329,8 @@ def _on_actors(parts: dict[str, Part], arguments: list, count: int, cpus: int, g
     context.enable_progress_bars, context.print_on_execution_start = False, False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     work = [pyarrow.table({"shard": [shard], "images": [pickle.dumps(part)]}) for shard, part in parts.items()]
-    # One part at a time, so that none waits for a slow one. Not of a fixed size: the pool has to shrink when a machine
-    # is lost, or what that one had in work would wait for it.
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=1)
+    # Not of a fixed size: the pool has to shrink when a machine is lost, or what that one had in work would wait.
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
     done = ray.data.from_arrow(work).map_batches(
         ShardCaptioner,
         batch_size=1,
@@ -319,7 +343,7 @@ def _on_actors(parts: dict[str, Part], arguments: list, count: int, cpus: int, g
     yield from done.iter_rows()
 
 
-def _size(part: Part) -> int:
+def size_of(part: Part) -> int:
     return sum(1 if isinstance(one, ImageFile) else len(one) for one in part)
 
 

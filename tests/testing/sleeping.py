@@ -21,7 +21,7 @@ class SleepingCaptioner(BatchCaptioner):
 
     Args:
         seconds: that the model has for an image.
-        diary: a folder in which each process notes, batch by batch, the memory in MB that it holds.
+        diary: a folder in which each process notes, batch by batch, the time and the memory in MB that it holds.
         settings: are not looked at.
     """
 
@@ -37,9 +37,10 @@ class SleepingCaptioner(BatchCaptioner):
             return opened.size
 
     def rows(self, batch: list) -> list[dict]:
+        start = time.time()
         time.sleep(self.seconds * len(batch))
         with open(self.diary / str(os.getpid()), "a") as file:
-            file.write(f"{held_by(os.getpid())[0]}\n")
+            file.write(f"{start} {held_by(os.getpid())[0]}\n")
         return [
             {"image": image.name, "error": brief(read)}
             if isinstance(read, Exception)
