@@ -136,9 +136,11 @@ dist: setup
 	$(RUN)/python -m build
 	$(RUN)/python -m twine check --strict dist/*
 
+# All that is compared with others, for an idle machine; BENCH=--release adds a line to benchmarks/history.jsonl.
 bench: setup
+	$(RUN)/hf-captioner benchmark --output_dir outputs/benchmark $(BENCH)
+	$(RUN)/python training/benchmark_peers.py
 	$(RUN)/python training/benchmark_metrics.py
-	$(RUN)/python training/benchmark.py
 
 # What the tests of pages drive, where there is none yet: Debian's Chromium, or elsewhere the one that playwright brings.
 browser: setup

@@ -109,6 +109,15 @@ def table(args: Arguments) -> dict:
     return found
 
 
+def as_markdown(found: dict) -> str:
+    names = list(found[SYSTEMS[0]])
+    lines = [f"| | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 1)}"]
+    for system, values in found.items():
+        cells = [f"{value:.1%}" if name.startswith("equal") else f"{value:.1f}" for name, value in values.items()]
+        lines.append(f"| {system} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
     if args.system is not None:
@@ -117,11 +126,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(args)))
         return
     found = table(args)
-    names = list(found[SYSTEMS[0]])
-    print(f"| | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
-    for system, values in found.items():
-        cells = [f"{value:.1%}" if name.startswith("equal") else f"{value:.1f}" for name, value in values.items()]
-        print(f"| {system} | {' | '.join(cells)} |")
+    print(as_markdown(found))
     if args.output_dir is not None:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         Path(args.output_dir, "benchmark.json").write_text(json.dumps({**asdict(args), "found": found}, indent=2))

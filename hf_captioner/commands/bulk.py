@@ -36,8 +36,19 @@ class BatchCaptioner:
         self.captioner = Captioner(settings)
 
     def __call__(self, images: list[ImageFile]) -> list[dict]:
-        """A row for each image, in order: its caption and score, or its error."""
-        return self.captioner.rows(list(read_ahead(self.captioner.read, images, THREADS, len(images))))
+        """A row for each image of a batch, in order: its caption and score, or its error."""
+        return [row for rows in self.batches(images, len(images)) for row in rows]
+
+    def batches(self, images: Iterable[ImageFile], batch_size: int) -> Iterator[list[dict]]:
+        """The rows of batch after batch, whose images are read while the model is at the batch before."""
+        batch = []
+        for one in read_ahead(self.captioner.read, images, THREADS, THREADS + 2 * batch_size):
+            batch.append(one)
+            if len(batch) == batch_size:
+                yield self.captioner.rows(batch)
+                batch = []
+        if batch:
+            yield self.captioner.rows(batch)
 
 
 @dataclass

@@ -13,10 +13,11 @@ from typer import Argument, Option
 from ..checkpoints import PHOTOGRAPHS
 from ..data.caption_files import check_suffix, text_cells, text_writer
 from ..data.caption_store import CaptionStore, Existing
-from ..data.image_files import ImageFile, ImageFiles, read_ahead
+from ..data.image_files import ImageFile, ImageFiles
 from ..errors import InputError
-from .bulk import caption_in_processes
-from .captioner import MAX_BEAMS, THREADS, Captioner, Settings
+from .bulk import BatchCaptioner, caption_in_processes
+from .bulk_ray import caption_on_ray, check_folder, ray_cluster
+from .captioner import MAX_BEAMS, Settings
 from .decoding_options import DecodingArguments, with_decoding
 
 
@@ -28,7 +29,8 @@ def caption(
             metavar="INPUT",
             show_default=False,
             help="Images, folders with all that lies below, patterns, tables (Parquet, CSV, TSV, JSON, JSON lines) "
-            "with images or with paths relative to the table, or - for such paths from standard input, one a line.",
+            "with images or with paths relative to the table, webdataset shards (.tar), or - for such paths from "
+            "standard input, one a line.",
         ),
     ],
     model: Annotated[
@@ -37,7 +39,10 @@ def caption(
     ] = PHOTOGRAPHS,
     output: Annotated[
         Path | None,
-        Option(metavar="F.txt|.jsonl|.csv|.parquet", help="File for the captions instead of standard output."),
+        Option(
+            metavar="F.txt|.jsonl|.csv|.parquet",
+            help="File for the captions instead of standard output; with --ray-address a folder for Parquet files.",
+        ),
     ] = None,
     sidecar: Annotated[bool, Option("--sidecar", help="Write a .txt beside each image.")] = False,
     existing: Annotated[
@@ -75,8 +80,22 @@ def caption(
     ] = "auto",
     image_column: Annotated[str | None, Option(help="Column of tables, by default found by its usual names.")] = None,
     processes: Annotated[
-        int, Option(min=1, max=1024, help="Processes that caption, each with a model of its own.")
-    ] = 1,
+        int | None,
+        Option(
+            min=1,
+            max=1024,
+            help="Processes that caption, each with a model of its own.",
+            show_default="one, or with --ray-address as many as there is room for",
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        Option(
+            metavar="HOST:PORT|auto|local",
+            help="Ray cluster that captions: this machine must be one of its nodes, and all must see the images, the "
+            "model and the output at the same paths. local: one of this machine alone, which ends with the run.",
+        ),
+    ] = None,
     *,
     decoding: DecodingArguments,
 ) -> Callable[[], None]:
@@ -102,14 +121,25 @@ def caption(
 
     An image that cannot be read becomes a row with its error, the others go on, and the exit status is 1. A run that
     was stopped goes on where it was when it is started again; until it is through, its rows are in F.progress, or
-    with text files alone in .captions.progress beside the first image.
+    with text files alone in .captions.progress beside the first image. On a Ray cluster every file of the output
+    folder is written as a whole, and those that are there are left as they are.
     """
-    if output is not None:
+    if output is not None and ray_address is None:
         check_suffix(output)
     settings = Settings(model, prompt, num_beams, min_score, words, existing.value, dtype, decoding)
-    if processes > 1 and (decoding.seed is not None or decoding.decoding in ("stochastic", "mbr", "rerank")):
-        raise InputError(f"`--processes` must be 1 with a search that draws samples, got {processes}")
-    return partial(caption_images, inputs, image_column, settings, (batch_size, processes), output, sidecar, score)
+    if decoding.seed is not None or decoding.decoding in ("stochastic", "mbr", "rerank"):
+        if (processes or 1) > 1:
+            raise InputError(f"`--processes` must be 1 with a search that draws samples, got {processes}")
+        if ray_address is not None:
+            raise InputError(f"`--ray-address` must be left out with a search that draws samples, got {ray_address}")
+    if ray_address is not None:
+        if sidecar or existing is not Existing.skip:
+            name = "--sidecar" if sidecar else f"--existing {existing}"
+            raise InputError(f"`{name}` must be left out with `--ray-address`, whose captions are files of their own")
+        work = (batch_size, processes)
+        return partial(caption_in_cluster, inputs, image_column, settings, work, check_folder(output), ray_address)
+    work = (batch_size, processes or 1)
+    return partial(caption_images, inputs, image_column, settings, work, output, sidecar, score)
 
 
 def caption_images(
@@ -138,11 +168,29 @@ def caption_images(
     except OSError as error:  # no permission, no room left; an image that cannot be read is a row
         raise InputError(f"{error.filename} must be a file that can be written, got {error.strerror}") from error
     unread = sum("error" in row for row in store.rows.values())
-    where = f" ({output} says why)" if output is not None and unread else ""
     silent = sum("error" not in row and row["caption"] is None for row in store.rows.values())
+    report(len(store.rows), silent, unread, output)
+
+
+def caption_in_cluster(
+    inputs: list[str],
+    image_column: str | None,
+    settings: Settings,
+    work: tuple[int, int | None],
+    output: Path,
+    address: str,
+) -> None:
+    images = ImageFiles(inputs, image_column)
+    with ray_cluster(address):
+        silent, unread = caption_on_ray(images, settings, output, *work)
+    report(len(images), silent, unread, output)
+
+
+def report(images: int, silent: int, unread: int, output: Path | None) -> None:
+    """What became of so many images, and the exit status."""
+    where = f" ({output} says why)" if output is not None and unread else ""
     abstained = f"{silent} abstained, because the score is too low, " if silent else ""
-    captioned = len(store.rows) - unread - silent
-    print(f"{captioned} captioned, {abstained}{unread} could not be read{where}", file=sys.stderr)
+    print(f"{images - unread - silent} captioned, {abstained}{unread} could not be read{where}", file=sys.stderr)
     if unread:
         raise SystemExit(1)
 
@@ -156,15 +204,7 @@ def caption_batches(
     if processes > 1:
         yield from caption_in_processes(chain([first], images), settings, batch_size, processes)
         return
-    captioner = Captioner(settings)
-    batch = []
-    for one in read_ahead(captioner.read, chain([first], images), THREADS, THREADS + 2 * batch_size):
-        batch.append(one)
-        if len(batch) == batch_size:
-            yield captioner.rows(batch)
-            batch = []
-    if batch:
-        yield captioner.rows(batch)
+    yield from BatchCaptioner(settings).batches(chain([first], images), batch_size)
 
 
 def show(rows: list[dict], score: bool) -> None:

@@ -26,7 +26,7 @@ PASSED_ON = {
     "card": ("card", "Write the card of a trained captioner.", "train"),
     "export": ("export", "Write a captioner as ONNX, which runs without torch.", "onnx"),
     "site": ("site", "Build a web page that captions in the visitor's browser.", "onnx"),
-    "benchmark": ("benchmark", "Time it beside transformers' own captioner.", "train"),
+    "benchmark": ("benchmark", "Time it beside loops and models of others.", "train"),
 }
 
 app = typer.Typer(

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -119,14 +119,23 @@ def read_captions(path: Path) -> list[dict]:
         raise InputError(f"`output` must be new or a file of captions, got {path} ({shown(error)})") from error
 
 
-def write_captions(path: Path, rows: Iterable[dict], score: bool = False) -> None:
+def write_captions(
+    path: Path, rows: Iterable[dict], score: bool = False, columns: Sequence[str] | None = None
+) -> None:
     """
     Writes rows with `image` and `caption` (None if there is none to be said), `score`, `words`, `search_score` and
     `others` (captions with their scores), or `image` and `error`, in the format that the name's end says: text, JSON
     lines, CSV or Parquet. A reader finds the old file or the whole new one.
+
+    Args:
+        path: of the file.
+        rows: what it holds.
+        score: whether text has the score.
+        columns: of CSV and Parquet, by default all of `COLUMNS` but those of `SOME` that no row has.
     """
     suffix, rows = path.suffix.lower(), list(rows)
-    columns = [name for name in COLUMNS if name not in SOME or any(name in row for row in rows)]
+    if columns is None:
+        columns = [name for name in COLUMNS if name not in SOME or any(name in row for row in rows)]
     with replacing(path) as part:
         if suffix == ".parquet":
             schema = pyarrow.schema([(name, _TYPES[name]) for name in columns])

@@ -2,16 +2,19 @@
 
 import csv
 import glob
+import hashlib
 import io
 import json
 import os
 import sys
+import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -24,6 +27,15 @@ from .sources import IMAGE_COLUMNS
 
 Read = TypeVar("Read")
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
+SHARD_SUFFIX = ".tar"
+
+
+class Place(NamedTuple):
+    """Where a file lies in another one: that one's path, the first byte, and how many there are."""
+
+    path: str
+    start: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -32,14 +44,17 @@ class ImageFile:
     One image that has not been read yet.
 
     Attributes:
-        name: its path, or table and row of one that a table holds, as in `photos.parquet[3]`.
+        name: its path, or table and row of one that a table holds, as in `photos.parquet[3]`, or shard and member, as
+            in `photos.tar[0003.jpg]`.
         content: the bytes of one that a table holds.
         objection: why it is not to be read.
+        place: of one that lies in a shard.
     """
 
     name: str
     content: bytes | None = None
     objection: str | None = None
+    place: Place | None = None
 
     def source(self) -> str | Image.Image:
         """
@@ -50,11 +65,16 @@ class ImageFile:
         """
         if self.objection is not None:
             raise OSError(self.objection)
-        if self.content is not None:
+        content = self.content
+        if self.place is not None:
+            with open(self.place.path, "rb") as shard:
+                shard.seek(self.place.start)
+                content = shard.read(self.place.size)
+        if content is not None:
             try:
-                return open_picture(io.BytesIO(self.content))
+                return open_picture(io.BytesIO(content))
             except UnidentifiedImageError as error:  # which shows an address in memory
-                raise OSError(f"cannot identify an image in {len(self.content)} bytes") from error
+                raise OSError(f"cannot identify an image in {len(content)} bytes") from error
         if not os.path.isfile(self.name):
             # names that are not UTF-8 are shown as in `_add_file`
             raise FileNotFoundError("no such file" + (", or its name is not UTF-8" if "\\udc" in self.name else ""))
@@ -63,25 +83,51 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class _TableOfImages:
-    """A Parquet file that holds the images themselves, read a few rows at a time."""
+    """Rows, from `start` until before `stop`, of a Parquet file that holds the images themselves; a few at a time."""
 
     path: str
     column: str
+    start: int
+    stop: int
 
     def __len__(self) -> int:
-        return pyarrow.parquet.read_metadata(self.path).num_rows
+        return self.stop - self.start
 
     def __iter__(self) -> Iterator[ImageFile]:
-        row = 0
+        row = self.start
         try:
-            for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(batch_size=16, columns=[self.column]):
-                for cell in batch.column(0).to_pylist():
+            file = pyarrow.parquet.ParquetFile(self.path)
+            groups, first = self._groups(file.metadata)
+            for batch in file.iter_batches(batch_size=16, row_groups=groups, columns=[self.column]):
+                cells = batch.column(0)[max(0, self.start - first) : max(0, self.stop - first)]
+                first += batch.num_rows
+                for cell in cells.to_pylist():
                     content = cell.get("bytes") if isinstance(cell, dict) else cell
                     objection = None if isinstance(content, bytes) else "the table must hold the image, got none"
                     yield ImageFile(f"{self.path}[{row}]", content, objection)
                     row += 1
         except (OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{self.path} must be a table that can be read, got {error} at row {row}") from error
+
+    def _groups(self, metadata: pyarrow.parquet.FileMetaData) -> tuple[list[int], int]:
+        """The row groups in which the rows lie, and the first row of the first of them."""
+        groups: list[int] = []
+        rows = first = 0
+        for group in range(metadata.num_row_groups):
+            count = metadata.row_group(group).num_rows
+            if rows < self.stop and rows + count > self.start:
+                first = first if groups else rows
+                groups.append(group)
+            rows += count
+        return groups, first
+
+
+Part = Sequence[ImageFile | _TableOfImages]
+
+
+def images_of(part: Part) -> Iterator[ImageFile]:
+    """The images of a part that [`ImageFiles.parts`] gave, read from their table as they are asked for."""
+    return chain.from_iterable([one] if isinstance(one, ImageFile) else one for one in part)
 
 
 class ImageFiles:
@@ -91,27 +137,28 @@ class ImageFiles:
     Args:
         inputs: paths of images, of folders (with all that lies below, hidden files and what is not named like an image
             left out), of tables (Parquet, CSV, TSV, JSON, JSON lines) with images or with paths relative to the table;
-            patterns (`photos/**/*.jpg`); `-` for such paths from standard input, one a line. What does not exist is
-            kept, so that it is reported in its place.
+            webdataset shards (`.tar`; of each key the first member that is named like an image); patterns
+            (`photos/**/*.jpg`, `shards/*.tar`); `-` for such paths from standard input, one a line. What does not
+            exist is kept, so that it is reported in its place.
         image_column: column of the tables, by default the first there is of `IMAGE_COLUMNS`.
 
     Attributes:
-        tables: those that hold the images themselves.
+        tables: tables and shards that hold the images themselves.
 
     Raises:
-        InputError: if there is no image at all, or a table has no such column or cannot be read.
+        InputError: if there is no image at all, a table has no such column, or a table or shard cannot be read.
     """
 
     def __init__(self, inputs: Iterable[str], image_column: str | None = None):
         self.image_column = image_column
         found: dict[str, ImageFile | _TableOfImages] = {}
+        self.tables: list[str] = []
         for name in inputs:
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer) if name == "-" else [name]
             for path in lines:
                 if path:
                     self._add(os.path.normpath(path), found)
         self._found = list(found.values())
-        self.tables = [one.path for one in self._found if isinstance(one, _TableOfImages)]
         if not len(self):
             raise InputError(f"`INPUT` must hold images, got none in {', '.join(inputs)}")
 
@@ -119,11 +166,30 @@ class ImageFiles:
         return sum(1 if isinstance(one, ImageFile) else len(one) for one in self._found)
 
     def __iter__(self) -> Iterator[ImageFile]:
+        return images_of(self._found)
+
+    def parts(self, size: int) -> list[Part]:
+        """The images in order, so many in each part and what is left in the last; tables are not read for it."""
+        parts: list[list[ImageFile | _TableOfImages]] = []
+        room = 0
         for one in self._found:
-            if isinstance(one, ImageFile):
-                yield one
-            else:
-                yield from one
+            start, stop = (0, 1) if isinstance(one, ImageFile) else (one.start, one.stop)
+            while start < stop:
+                if not room:
+                    parts.append([])
+                    room = size
+                count = min(room, stop - start)
+                parts[-1].append(one if isinstance(one, ImageFile) else replace(one, start=start, stop=start + count))
+                start, room = start + count, room - count
+        return list(parts)
+
+    def digest(self) -> str:
+        """Is another for other images, by their names and order."""
+        digest = hashlib.sha256()
+        for one in self._found:
+            name = one.name if isinstance(one, ImageFile) else f"{one.path}[{one.start}:{one.stop}]"
+            digest.update(f"{name}\0".encode())
+        return digest.hexdigest()
 
     def _add(self, path: str, found: dict) -> None:
         if os.path.isdir(path):
@@ -134,10 +200,12 @@ class ImageFiles:
                         self._add_file(os.path.join(folder, name), found)
         elif path.lower().endswith(TABLE_SUFFIXES) and os.path.isfile(path):
             self._add_table(path, found)
+        elif path.lower().endswith(SHARD_SUFFIX) and os.path.isfile(path):
+            self._add_shard(path, found)
         elif glob.has_magic(path) and not os.path.exists(path) and (matches := glob.glob(path, recursive=True)):
             for match in sorted(matches):
                 # of what a pattern matches, files that are no images are not meant
-                if os.path.isdir(match) or match.lower().endswith(IMAGE_SUFFIXES + TABLE_SUFFIXES):
+                if os.path.isdir(match) or match.lower().endswith((*IMAGE_SUFFIXES, *TABLE_SUFFIXES, SHARD_SUFFIX)):
                     self._add(match, found)
         else:
             self._add_file(path, found)
@@ -155,6 +223,7 @@ class ImageFiles:
                 raise
             raise InputError(f"{path} must be a table that can be read, got {error}") from error
         if isinstance(cells, _TableOfImages):
+            self._holds_images(path)
             found.setdefault(path, cells)
             return
         folder = Path(path).parent
@@ -168,6 +237,30 @@ class ImageFiles:
             else:
                 self._add_file(os.path.normpath(os.path.join(os.path.dirname(path), cell)), found)
 
+    def _add_shard(self, path: str, found: dict) -> None:
+        """Of a webdataset shard, members whose names up to the first dot are the same belong together."""
+        self._holds_images(path)
+        before = None
+        try:
+            with tarfile.open(path, "r:") as shard:
+                for member in shard:
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    key = (folder, stem)
+                    if not member.isreg() or member.issparse() or not stem or key == before:
+                        continue
+                    if f".{ending.lower()}" in IMAGE_SUFFIXES:
+                        before = key
+                        name = f"{path}[{member.name}]".encode("utf-8", "backslashreplace").decode()
+                        found.setdefault(name, ImageFile(name, place=Place(path, member.offset_data, member.size)))
+                    shard.members = []  # type: ignore[attr-defined] # which it keeps of all otherwise
+        except (OSError, tarfile.TarError) as error:
+            raise InputError(f"{path} must be a tar file that can be read, got {error}") from error
+
+    def _holds_images(self, path: str) -> None:
+        if path not in self.tables:
+            self.tables.append(path)
+
     def _column(self, path: str) -> list | _TableOfImages:
         """The cells of a table's image column."""
         suffix = Path(path).suffix.lower()
@@ -177,7 +270,7 @@ class ImageFiles:
             kind = schema.field(column).type
             if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
                 return pyarrow.parquet.read_table(path, columns=[column]).column(0).to_pylist()
-            return _TableOfImages(path, column)
+            return _TableOfImages(path, column, 0, pyarrow.parquet.read_metadata(path).num_rows)
         with open(path, encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as file:
             if suffix in (".csv", ".tsv"):
                 # strict: a quote that nobody closes would swallow the rows behind it

@@ -81,7 +81,7 @@ def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
     Path("results.json").write_text(json.dumps(said))
     cut = {
         "train": [part for pair in pairs.items() for part in pair],
-        "benchmark": ["--small", "--device", "cpu"],
+        "benchmark": ["--small", "--device", "cpu", "--parts", "decoding", "growth"],
         "evaluate": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
         "compare": ["--data", "shapes:rows=4,seed=1", "--metrics", "bleu_4"],
     }

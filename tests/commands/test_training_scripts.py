@@ -258,7 +258,7 @@ def test_a_hit_is_the_centre_of_the_largest_cell_in_the_box():
 
 @pytest.mark.parametrize("decoder", ["bert", "gpt2"])
 def test_the_benchmark_measures_both(decoder):
-    command = [sys.executable, str(ROOT / "training/benchmark.py"), "--small", "--decoder", decoder]
+    command = [sys.executable, str(ROOT / "training/benchmark_peers.py"), "--small", "--decoder", decoder]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
