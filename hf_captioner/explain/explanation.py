@@ -34,16 +34,11 @@ class ExplainedWord:
         map: (h, w), where the captioner looked.
 
     Examples:
-        >>> import hf_captioner
-        >>> from transformers import pipeline
-        >>> from hf_captioner.data import shapes_dataset
-        >>> from hf_captioner.explain import explain
-        >>> captioner = pipeline("image-captioning")
-        >>> word = explain(captioner.model, captioner.processor, shapes_dataset(1)[0]["image"]).words[0]
-        >>> word.text, word.map.shape, 0 < word.probability < 1
-        ('a', (9, 9), True)
-        >>> len(word.others), word.text in dict(word.others)
-        (5, False)
+        >>> import numpy as np
+        >>> from hf_captioner.explain import ExplainedWord
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, 0.1]]))
+        >>> [int(place) for place in np.unravel_index(word.map.argmax(), word.map.shape)]  # row and column
+        [0, 1]
     """
 
     text: str
@@ -64,16 +59,13 @@ class Explanation:
         method: that made the maps.
 
     Examples:
-        >>> import hf_captioner
-        >>> from transformers import pipeline
+        >>> import numpy as np
         >>> from hf_captioner.data import shapes_dataset
-        >>> from hf_captioner.explain import explain
-        >>> captioner = pipeline("image-captioning")
-        >>> explanation = explain(captioner.model, captioner.processor, shapes_dataset(1)[0]["image"])
-        >>> explanation.image.size, explanation.method, explanation.signed
-        ((80, 80), 'attention', False)
-        >>> explanation.words[0].text in explanation.caption, explanation.words[-1].text
-        (True, '(end)')
+        >>> from hf_captioner.explain import ExplainedWord, Explanation
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, -0.1]]))
+        >>> explanation = Explanation(shapes_dataset(1)[0]["image"], "circle", (word,), "occlusion")
+        >>> explanation.signed, bool(explanation.words[0].map.min() < 0)  # something speaks against a circle
+        (True, True)
     """
 
     image: Image.Image

@@ -92,10 +92,6 @@ class RnnCaptionerConfig(CaptionerConfig):
         >>> config = RnnCaptionerConfig(attention="multi_head", num_attention_heads=4, cell="gru", vocab_size=1000)
         >>> config.hidden_size, config.vision_config.model_type, config.describe()
         (512, 'resnet', 'an RNN (GRU, layers: 1, width 512) with soft multi-head attention')
-        >>> RnnCaptionerConfig(attentions="additive")
-        Traceback (most recent call last):
-            ...
-        ValueError: `attentions` (value 'additive') is not a field of RnnCaptionerConfig; did you mean `attention`?
     """
 
     model_type = "rnn_captioner"
