@@ -90,6 +90,7 @@ class OnnxCaptioner:
         >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
         >>> config = RnnCaptionerConfig(vision_config=vision, vocab_size=len(tokenizer), hidden_size=16)
         >>> model = RnnCaptionerForConditionalGeneration(config)  # or a trained one
+        >>> model.generation_config.max_new_tokens = 8
         >>> folder = export_onnx(model, processor, "exported")  # what `hf-captioner export` does
         >>> [caption] = OnnxCaptioner(folder)(row["image"], num_beams=3)
         >>> sorted(caption)
