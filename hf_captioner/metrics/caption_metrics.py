@@ -105,7 +105,7 @@ class CaptionMetrics(MetricWithoutFolder, evaluate.Metric):
         >>> references = [["A dog runs.", "The dog is running."], ["Two cats on a sofa.", "Cats are sleeping."]]
         >>> scores = metrics.compute(predictions=predictions, references=references)
         >>> {name: round(scores[name], 2) for name in ("bleu_1", "bleu_4", "cider_d", "exact_match")}
-        {'bleu_1': 0.89, 'bleu_4': 0.75, 'cider_d': 4.0, 'exact_match': 0.5}
+        {'bleu_1': 0.89, 'bleu_4': 0.6, 'cider_d': 3.81, 'exact_match': 0.5}
     """
 
     def __init__(self, *args, keep_in_memory: bool | None = None, num_process: int = 1, **kwargs):
