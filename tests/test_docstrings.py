@@ -11,7 +11,8 @@ from testing.peers import peer_folder
 from testing.tiny_clip import tiny_clip
 
 PACKAGE = ROOT / "hf_captioner"
-SLOW = {"OnnxCaptioner": pytest.mark.slow}  # its example exports a captioner first
+# Its example exports a captioner first, which takes a third of the time of all.
+SLOW = {"OnnxCaptioner": [pytest.mark.slow, pytest.mark.long]}
 
 
 def documented(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.Constant]]:
