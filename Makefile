@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart results test test-fast test-all faults test-oldest test-main coverage style hooks wheel dist bench browser docs
+.PHONY: setup quickstart results test test-fast test-all doctest faults test-oldest test-main coverage style hooks wheel dist bench browser docs
 
 setup: $(INSTALLED)
 
@@ -85,6 +85,10 @@ test-fast: setup
 test-all: setup
 	$(RUN)/python tests/transformers_common/fetch.py
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist loadfile -m ""
+
+# The examples of all docstrings; NAME=bleu runs those of one name.
+doctest: setup
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto -m "" tests/test_docstrings.py $(if $(NAME),-k "$(NAME)")
 
 # All of tests/reliability; what they injected and what was lost becomes the table of docs/reliability.md.
 faults: setup

@@ -21,6 +21,16 @@ class CaptionCollator:
 
     Raises:
         InputError: if `captions_per_image` is not positive.
+
+    Examples:
+        >>> from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
+        >>> from hf_captioner.data import CaptionCollator, shapes_dataset
+        >>> data = shapes_dataset(4)
+        >>> tokenizer = train_tokenizer(text for texts in data["captions"] for text in texts)
+        >>> processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 80, "width": 80}), tokenizer)
+        >>> batch = CaptionCollator(processor, captions_per_image=2)(list(data))
+        >>> batch["pixel_values"].shape, batch["labels"].shape[:2]
+        (torch.Size([4, 3, 80, 80]), torch.Size([4, 2]))
     """
 
     def __init__(self, processor: ProcessorMixin, captions_per_image: int | None = None):

@@ -45,6 +45,20 @@ class FeatureDataset(Dataset):
 
     Raises:
         InputError: if a file is damaged or of other images; when it is opened, or when a row is read.
+
+    Examples:
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import CaptionerImageProcessor, RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.data import cache_features, shapes_dataset
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> model = RnnCaptionerForConditionalGeneration(RnnCaptionerConfig(vision_config=vision, vocab_size=40))
+        >>> processor = CaptionerImageProcessor(size={"height": 32, "width": 32})
+        >>> features = cache_features(shapes_dataset(3), model.vision_encoder, processor, "features")
+        >>> sorted(features[0])
+        ['captions', 'grid', 'image_features', 'mentions', 'objects']
+        >>> regions = features[0]["image_features"][None]
+        >>> model.generate(image_features=regions, min_new_tokens=5, max_new_tokens=5).shape
+        torch.Size([1, 6])
     """
 
     def __init__(
@@ -241,6 +255,17 @@ def cache_features(
     Raises:
         InputError: if an image cannot be read, the images do not all give the same grid, or the folder cannot be
             written, as a full disk cannot.
+
+    Examples:
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import CaptionerImageProcessor, RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.data import cache_features, shapes_dataset
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> model = RnnCaptionerForConditionalGeneration(RnnCaptionerConfig(vision_config=vision, vocab_size=40))
+        >>> processor = CaptionerImageProcessor(size={"height": 32, "width": 32})
+        >>> features = cache_features(shapes_dataset(3), model.vision_encoder, processor, "features")
+        >>> features[0]["image_features"].shape, features[0]["grid"]
+        (torch.Size([16, 12]), (4, 4))
     """
     images = undecoded(dataset)
     digests = image_digests(images)

@@ -194,6 +194,16 @@ def shapes_dataset(rows: int, seed: int = 0) -> Dataset:
 
     Raises:
         ValueError: if `rows` is not positive.
+
+    Examples:
+        >>> from hf_captioner.data import shapes_dataset
+        >>> row = shapes_dataset(rows=1, seed=0)[0]
+        >>> row["image"].size
+        (80, 80)
+        >>> row["captions"][0]
+        'a medium purple circle'
+        >>> row["objects"][0]
+        {'shape': 'circle', 'color': 'purple', 'size': 'medium', 'box': [30, 10, 47, 27]}
     """
     if rows < 1:
         raise ValueError(f"`rows` must be at least 1, got {rows}")

@@ -74,6 +74,18 @@ def load_captions(
             cannot be read or lies outside the data folder; the message names the file or column, the row and the
             value.
         FileNotFoundError: if a local path does not exist.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from hf_captioner.data import load_captions
+        >>> Image.new("RGB", (64, 48), "red").save("wall.png")
+        >>> row = {"image": "wall.png", "captions": ["a red wall", "nothing but red"]}
+        >>> _ = Path("walls.jsonl").write_text(json.dumps(row))
+        >>> data = load_captions("walls.jsonl")
+        >>> data[0]["image"].size, data[0]["captions"]
+        ((64, 48), ['a red wall', 'nothing but red'])
     """
     dataset, folder = open_source(source, split, format, image_folder)
     image_column, caption_columns = find_columns(dataset, source, image_column, caption_columns)

@@ -114,6 +114,9 @@ def validate(
     image_folder: str | None = None,
 ) -> Report:
     """
+    Finds everything that is wrong with a source of images and captions, and counts what is in it. What is wrong is
+    reported, not raised.
+
     Args:
         source: training data, as for [`load_captions`].
         evaluation: data that must not have images of the training data.
@@ -125,6 +128,17 @@ def validate(
         `caption-not-text`, `caption-missing`, `caption-duplicate` (twice at one image), `caption-long`,
         `caption-file-name`, `image-missing`, `image-outside`, `image-unreadable`, `image-tiny`, `image-duplicate`
         (the same bytes), `image-near-duplicate` (the same picture), `image-in-both` (training and evaluation).
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from hf_captioner.data import validate
+        >>> Image.new("RGB", (64, 48), "red").save("wall.png")
+        >>> row = {"image": "wall.png", "captions": ["a red wall", "", "a red wall"]}
+        >>> _ = Path("walls.json").write_text(json.dumps([row, {"image": "gone.png", "captions": ["a dog"]}]))
+        >>> sorted(defect.kind for defect in validate("walls.json").defects)
+        ['caption-duplicate', 'caption-empty', 'image-missing']
     """
     report = Report()
     columns = dict(image_column=image_column, caption_columns=caption_columns)

@@ -28,6 +28,14 @@ class MetricUtility:
 
     Raises:
         InputError: if the metric is unknown, or has no document frequencies.
+
+    Examples:
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import MetricUtility
+        >>> tokenizer = train_tokenizer(["a dog runs on grass", "a cat runs"])
+        >>> dog, cat = tokenizer(["a dog runs", "a cat runs"], add_special_tokens=False)["input_ids"]
+        >>> MetricUtility(tokenizer, "rouge_l")([dog, dog], [dog, cat]).round(2)
+        array([1.  , 0.67])
     """
 
     def __init__(
@@ -88,6 +96,18 @@ def minimum_bayes_risk(
 
     Raises:
         InputError: without `utility` or `do_sample=True`, or with beams.
+
+    Examples:
+        >>> import hf_captioner, torch
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.decoding import MetricUtility, minimum_bayes_risk
+        >>> captioner, image = pipeline("image-captioning"), shapes_dataset(1)[0]["image"]
+        >>> options = dict(utility=MetricUtility(captioner.tokenizer), do_sample=True, num_beams=1)
+        >>> _ = torch.manual_seed(0)
+        >>> [caption] = captioner(image, decoding=minimum_bayes_risk, num_return_sequences=10, **options)
+        >>> 0 < caption["search_score"] < 10  # its mean CIDEr-D to the ten samples, of which it is one
+        True
     """
     if utility is None or not generation_config.do_sample or generation_config.num_beams != 1:
         raise InputError(

@@ -83,6 +83,14 @@ def generation_options(
 
     Raises:
         InputError: if the search is unknown, an option is one that it ignores, or a value breaks a rule.
+
+    Examples:
+        >>> from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
+        >>> from hf_captioner.decoding import generation_options
+        >>> processor = CaptionerProcessor(CaptionerImageProcessor(), train_tokenizer(["a dog runs"]))
+        >>> options = generation_options("diverse", {"num_beam_groups": 3, "max_words": 8}, processor)
+        >>> options["custom_generate"].__name__, options["num_beams"], len(options["logits_processor"])
+        ('diverse_beam_search', 3, 1)
     """
     ours = set.union(*TAKES.values(), RULES)
     given = {

@@ -69,6 +69,17 @@ def constrained_beam_search(
     Raises:
         InputError: if a phrase is empty, all do not fit into the length, or they cannot be said because tokens are
             forbidden.
+
+    Examples:
+        >>> import hf_captioner
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.decoding import constrained_beam_search
+        >>> captioner, image = pipeline("image-captioning"), shapes_dataset(1)[0]["image"]
+        >>> words = captioner.tokenizer([" dog", " ball"], add_special_tokens=False)["input_ids"]
+        >>> [caption] = captioner(image, decoding=constrained_beam_search, force_words_ids=words, num_beams=6)
+        >>> "dog" in caption["generated_text"] and "ball" in caption["generated_text"]
+        True
     """
     words = force_words_ids if force_words_ids is not None else generation_config.force_words_ids or []
     groups = [

@@ -31,6 +31,17 @@ def diverse_beam_search(
 
     Raises:
         InputError: if the groups do not divide the beams, or the penalty is negative.
+
+    Examples:
+        >>> import hf_captioner
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.decoding import diverse_beam_search
+        >>> captioner, image = pipeline("image-captioning"), shapes_dataset(1)[0]["image"]
+        >>> options = dict(num_beams=4, num_beam_groups=4, diversity_penalty=4.0, num_return_sequences=4)
+        >>> captions = captioner(image, decoding=diverse_beam_search, **options)
+        >>> len({caption["generated_text"] for caption in captions})
+        4
     """
     groups = num_beam_groups or generation_config.num_beam_groups or 1
     # `generate()` fills in 0 where a generation configuration says nothing

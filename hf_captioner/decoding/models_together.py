@@ -28,8 +28,25 @@ def ensemble(
         members: the other captioners.
         member_pixel_values: images (B, 3, H, W) for them, or a list with those of each.
 
+    Returns:
+        as `generate()`; `sequences_scores` are the mean's log probabilities, divided by the length to the power of
+        `length_penalty`.
+
     Raises:
         InputError: if a member has another number of tokens, or there are no images for it.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.decoding import ensemble
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> configs = [RnnCaptionerConfig(vision_config=vision, vocab_size=40, cell=cell) for cell in ("lstm", "gru")]
+        >>> lstm, gru = (RnnCaptionerForConditionalGeneration(config).eval() for config in configs)
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> options = dict(members=[gru], member_pixel_values=images, num_beams=3, min_new_tokens=5, max_new_tokens=5)
+        >>> lstm.generate(images, custom_generate=ensemble, **options).shape  # start and five tokens, of each image
+        torch.Size([2, 6])
     """
     steps = [DecodingSteps(model, generation_config, model_kwargs)]
     images = member_pixel_values if isinstance(member_pixel_values, list) else [member_pixel_values] * len(members)

@@ -30,6 +30,18 @@ class ClipScorer:
 
     Raises:
         InputError: if the folder does not exist.
+
+    Examples:
+        The folder `clip` has a CLIP model and its processor.
+
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.decoding import ClipScorer
+        >>> tokenizer = train_tokenizer(["a red circle", "a dog"])
+        >>> captions = tokenizer(["a red circle", "a dog"], add_special_tokens=False)["input_ids"]
+        >>> scores = ClipScorer("clip", tokenizer)(shapes_dataset(1)["image"], captions)  # two captions of one image
+        >>> len(scores)
+        2
     """
 
     def __init__(
@@ -86,6 +98,19 @@ def contrastive_reranking(
 
     Raises:
         InputError: without `scorer` or `images`, with `num_best` above the candidates, or if beams are to be sampled.
+
+    Examples:
+        >>> import hf_captioner
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.decoding import contrastive_reranking
+        >>> captioner, image = pipeline("image-captioning"), shapes_dataset(1)[0]["image"]
+        >>> def longest(images, captions):  # or ClipScorer("path/to/clip", captioner.tokenizer)
+        ...     return [float(len(caption)) for caption in captions]
+        >>> beams = dict(num_beams=4, num_return_sequences=4)
+        >>> [caption] = captioner(image, decoding=contrastive_reranking, scorer=longest, **beams)
+        >>> len(caption["tokens"]) == max(len(beam["tokens"]) for beam in captioner(image, **beams))
+        True
     """
     settings, prompt = generation_config, input_ids.shape[1]
     count = settings.num_return_sequences

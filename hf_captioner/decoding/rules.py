@@ -73,6 +73,19 @@ class MinimumWords(_WordRule):
 
     Raises:
         InputError: if `least` is below 1, or the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import MinimumWords
+        >>> tokenizer = train_tokenizer(["a dog on a sofa"])
+        >>> rule = MinimumWords(tokenizer, 3)
+        >>> for text in ("a dog", "a dog on a sofa"):
+        ...     row = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ...     scores = rule(row, torch.zeros(1, len(tokenizer)))
+        ...     print(text, "| may end here:", bool(scores[0, tokenizer.eos_token_id] == 0))
+        a dog | may end here: False
+        a dog on a sofa | may end here: True
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, least: int):
@@ -92,6 +105,19 @@ class NoBadEnding(_WordRule):
 
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import NoBadEnding
+        >>> tokenizer = train_tokenizer(["a dog on a sofa"])
+        >>> rule = NoBadEnding(tokenizer)
+        >>> for text in ("a dog on a", "a dog on a sofa"):
+        ...     row = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ...     scores = rule(row, torch.zeros(1, len(tokenizer)))
+        ...     print(text, "| may end here:", bool(scores[0, tokenizer.eos_token_id] == 0))
+        a dog on a | may end here: False
+        a dog on a sofa | may end here: True
     """
 
     def forbidden(self, words: list[str]) -> list[int]:
@@ -105,6 +131,16 @@ class NoRepeatedWords(_WordRule):
 
     Raises:
         InputError: if `size` is below 1, or the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import NoRepeatedWords
+        >>> tokenizer = train_tokenizer(["a dog and a cat"])
+        >>> row = tokenizer("a dog and a", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        >>> scores = NoRepeatedWords(tokenizer, size=2)(row, torch.zeros(1, len(tokenizer)))
+        >>> tokenizer.convert_ids_to_tokens(scores[0].isinf().nonzero().flatten().tolist())  # "a dog" was said
+        ['▁dog']
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int = 3):
@@ -130,6 +166,16 @@ class NoWords(_WordRule):
 
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import NoWords
+        >>> tokenizer = train_tokenizer(["a fire truck and a truck on fire"])
+        >>> row = tokenizer("a fire", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        >>> scores = NoWords(tokenizer, ["fire truck", "and"])(row, torch.zeros(1, len(tokenizer)))
+        >>> tokenizer.convert_ids_to_tokens(scores[0].isinf().nonzero().flatten().tolist())
+        ['▁truck', '▁and']
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str]):
@@ -151,6 +197,17 @@ class WholeWords(LogitsProcessor):
 
     Raises:
         InputError: if the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import WholeWords
+        >>> tokenizer = train_tokenizer(["dog dogs doghouse"], kind="bpe", vocab_size=300)
+        >>> dog = tokenizer(" dog", add_special_tokens=False)["input_ids"]
+        >>> scores = WholeWords(tokenizer, [dog])(torch.tensor([dog]), torch.zeros(1, len(tokenizer)))
+        >>> letters, end = tokenizer.convert_tokens_to_ids("s"), tokenizer.eos_token_id
+        >>> scores[0, letters].item(), scores[0, end].item()  # not "dogs", but the end
+        (-inf, 0.0)
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[Sequence[int]]):
@@ -172,7 +229,21 @@ class WholeWords(LogitsProcessor):
 
 
 class NoUnknownWord(LogitsProcessor):
-    """The unknown word is never said."""
+    """
+    The unknown word is never said. A tokenizer without one (byte-level BPE) has nothing to forbid.
+
+    Args:
+        tokenizer: of the captions.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import NoUnknownWord
+        >>> tokenizer = train_tokenizer(["a dog runs"])
+        >>> scores = NoUnknownWord(tokenizer)(torch.tensor([[tokenizer.bos_token_id]]), torch.zeros(1, len(tokenizer)))
+        >>> tokenizer.convert_ids_to_tokens(scores[0].isinf().nonzero().flatten().tolist())
+        ['<unk>']
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.unknown = tokenizer.unk_token_id

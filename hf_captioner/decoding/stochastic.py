@@ -31,6 +31,17 @@ def stochastic_beam_search(model, input_ids, logits_processor, stopping_criteria
         model.generate(pixel_values, custom_generate=stochastic_beam_search, num_beams=10, num_return_sequences=10)
 
     `sequences_scores` are the perturbed log probabilities, descending; `outputs.log_probs` are the captions' own.
+
+    Examples:
+        >>> import hf_captioner, torch
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.decoding import stochastic_beam_search
+        >>> captioner, image = pipeline("image-captioning"), shapes_dataset(1)[0]["image"]
+        >>> _ = torch.manual_seed(0)
+        >>> captions = captioner(image, decoding=stochastic_beam_search, num_beams=5, num_return_sequences=5)
+        >>> len({caption["generated_text"] for caption in captions})
+        5
     """
 
     def normalised(rows, scores):

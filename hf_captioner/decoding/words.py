@@ -26,6 +26,17 @@ class WordLimit(LogitsProcessor):
 
     Raises:
         InputError: if `most` is below 1, or the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import WordLimit
+        >>> tokenizer = train_tokenizer(["a dog on a sofa"])
+        >>> tokens = tokenizer("a dog", add_special_tokens=False)["input_ids"]
+        >>> row = torch.tensor([[tokenizer.bos_token_id, *tokens]])
+        >>> scores = WordLimit(tokenizer, 2)(row, torch.zeros(1, len(tokenizer)))
+        >>> scores[0, tokens[1]].item(), scores[0, tokenizer.eos_token_id].item()  # no third word, but the end
+        (-inf, 0.0)
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, most: int):
@@ -86,7 +97,16 @@ def word_probabilities(
         dictionaries with `word` and `probability`.
 
     Raises:
+        ValueError: if there are more or fewer probabilities than tokens.
         InputError: if the tokenizer's tokens do not tell where a word begins.
+
+    Examples:
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.decoding import word_probabilities
+        >>> tokenizer = train_tokenizer(["a dog"], kind="bpe", vocab_size=262)  # too few tokens for whole words
+        >>> tokens = tokenizer("a cat")["input_ids"]
+        >>> word_probabilities(tokenizer, tokens, [0.5] * len(tokens))
+        [{'word': 'a', 'probability': 0.5}, {'word': 'cat', 'probability': 0.0625}]
     """
     if len(ids) != len(probabilities):
         raise ValueError(f"`probabilities` must be one for each of {len(ids)} tokens, got {len(probabilities)}")

@@ -36,6 +36,14 @@ def fit_temperature(
 
     Raises:
         InputError: if there are no words, a number is no probability, or the shapes differ.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_captioner.explain import fit_temperature
+        >>> temperatures = np.array([1.0, 2.0, 4.0])
+        >>> probabilities = np.tile(1 / (1 + np.exp(-4 / temperatures)), (4, 1))  # of four words: 0.98, 0.88, 0.73
+        >>> fit_temperature(probabilities, [True, True, True, False], temperatures)  # three of four were right
+        4.0
     """
     table, outcome = _probabilities("probabilities", probabilities), np.asarray(right, dtype=bool)
     if table.shape != (len(outcome), len(temperatures)):
@@ -52,11 +60,21 @@ def reliability(probabilities: Sequence[float], right: Sequence[bool], bins: int
     A reliability diagram in numbers (Guo et al. 2017, section 2): what was said with a probability in each of `bins`
     equal parts of [0, 1], and how often it was right.
 
+    Args:
+        probabilities: (W), in [0, 1].
+        right: (W), whether what was said with each of them was right.
+        bins: number of parts.
+
     Returns:
         for every part that is not empty: `from` and `to`, `count`, and the means `probability` and `right`.
 
     Raises:
         InputError: if there is nothing, or a number is no probability.
+
+    Examples:
+        >>> from hf_captioner.explain import reliability
+        >>> reliability([0.9, 0.9, 0.9, 0.9], [True, True, True, False], bins=2)
+        [{'from': 0.5, 'to': 1.0, 'count': 4, 'probability': 0.9, 'right': 0.75}]
     """
     values, outcome = _probabilities("probabilities", probabilities), np.asarray(right, dtype=np.float64)
     part = np.minimum((values * bins).astype(int), bins - 1)
@@ -74,7 +92,13 @@ def reliability(probabilities: Sequence[float], right: Sequence[bool], bins: int
 
 
 def expected_calibration_error(probabilities: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """The mean distance of probability and frequency over the parts of [`reliability`] (Guo et al. 2017, eq. 3)."""
+    """The mean distance of probability and frequency over the parts of [`reliability`] (Guo et al. 2017, eq. 3).
+
+    Examples:
+        >>> from hf_captioner.explain import expected_calibration_error
+        >>> round(expected_calibration_error([0.9, 0.9, 0.9, 0.9], [True, True, True, False]), 2)
+        0.15
+    """
     parts = reliability(probabilities, right, bins)
     total = sum(part["count"] for part in parts)
     return sum(part["count"] / total * abs(part["probability"] - part["right"]) for part in parts)
@@ -96,6 +120,14 @@ def risk_coverage(scores: Sequence[float], risks: Sequence[float]) -> dict[str, 
 
     Raises:
         InputError: if there is nothing, or the lengths differ.
+
+    Examples:
+        >>> from hf_captioner.explain import risk_coverage
+        >>> curve = risk_coverage(scores=[0.9, 0.5, 0.1], risks=[0.0, 0.2, 0.7])
+        >>> [round(share, 2) for share in curve["coverage"]], [round(risk, 2) for risk in curve["risk"]]
+        ([0.33, 0.67, 1.0], [0.0, 0.1, 0.3])
+        >>> curve["area"] == curve["area_best"] < curve["area_random"]
+        True
     """
     confidence, risk = np.asarray(scores, dtype=np.float64), np.asarray(risks, dtype=np.float64)
     if len(confidence) == 0 or confidence.shape != risk.shape:
@@ -117,7 +149,19 @@ def risk_coverage(scores: Sequence[float], risks: Sequence[float]) -> dict[str, 
 
 
 def auroc(higher: Sequence[float], lower: Sequence[float]) -> float:
-    """The probability that one of `higher` is greater than one of `lower`, equal ones counting half (ROC's area)."""
+    """
+    The probability that one of `higher` is greater than one of `lower`, equal ones counting half: the area under the
+    ROC curve (Hanley and McNeil 1982).
+
+    Args:
+        higher: (P), scores of what ought to have high ones, at least one.
+        lower: (N), those of all else, at least one.
+
+    Examples:
+        >>> from hf_captioner.explain import auroc
+        >>> auroc([0.9, 0.8], [0.1, 0.8])
+        0.875
+    """
     first, second = np.asarray(higher, dtype=np.float64), np.sort(np.asarray(lower, dtype=np.float64))
     below, upto = np.searchsorted(second, first, "left"), np.searchsorted(second, first, "right")
     return float((below + upto).mean() / 2 / len(second))
@@ -133,8 +177,21 @@ def fit_familiarity(regions: torch.Tensor, others: torch.Tensor, coverage: float
             are nearer to a mean and covariance that they were part of.
         coverage: in (0, 1].
 
+    Returns:
+        [`Familiarity`], a module: regions (B, L, D) -> familiarity (B,), in (0, 1]. Distances are Mahalanobis' (Lee et
+        al. 2018, equation 2), with the covariance of a probabilistic principal component analysis (Tipping and Bishop
+        1999, equation 3).
+
     Raises:
         InputError: if there are fewer than 3 images.
+
+    Examples:
+        >>> import torch
+        >>> from hf_captioner.explain import fit_familiarity
+        >>> _ = torch.manual_seed(0)
+        >>> familiarity = fit_familiarity(torch.randn(200, 8), torch.randn(200, 8))
+        >>> familiarity(torch.zeros(1, 1, 8)).item(), familiarity(torch.full((1, 1, 8), 10.0)).item() < 1e-6
+        (1.0, True)
     """
     rank = min(RANK, regions.shape[0] - 2, regions.shape[1] - 1)  # some of the variance must be left for the rest
     if rank < 1:
@@ -160,6 +217,18 @@ def save_calibration_picture(path: str | Path, report: dict[str, Any]) -> None:
         path: file to write; its extension determines the format.
         report: with `temperature`, `words` (`reliability_before`, `reliability`, `ece_before`, `ece`) and
             `risk_coverage`, as [`risk_coverage`] gives it.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from hf_captioner.explain import expected_calibration_error as ece
+        >>> from hf_captioner.explain import reliability, risk_coverage, save_calibration_picture
+        >>> right, before, after = [True, True, False], [0.9, 0.9, 0.8], [0.7, 0.7, 0.6]
+        >>> words = {"reliability_before": reliability(before, right), "reliability": reliability(after, right)}
+        >>> words |= {"ece_before": ece(before, right), "ece": ece(after, right)}
+        >>> report = {"temperature": 2.0, "words": words, "risk_coverage": risk_coverage([0.9, 0.1], [0.2, 0.8])}
+        >>> save_calibration_picture("calibration.png", report)
+        >>> Image.open("calibration.png").format
+        'PNG'
     """
     # Figure instead of pyplot, which keeps global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -26,6 +26,13 @@ class ShownMaps:
     Attributes:
         words: of each of the T tokens.
         maps: (T, h, w), not negative.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_captioner.explain import ShownMaps
+        >>> looked = ShownMaps(["a", "circle"], np.random.default_rng(0).random((2, 7, 7)))
+        >>> len(looked.words) == len(looked.maps)
+        True
     """
 
     words: Sequence[str]
@@ -44,6 +51,15 @@ class ShownImage:
         references: captions by people.
         scores: for each metric, the score of each captioner's caption.
         maps: for each captioner where it looked, `None` where that is not known.
+
+    Examples:
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ShownImage
+        >>> row = shapes_dataset(1)[0]
+        >>> said = ["a red circle", "a blue square"]  # by two captioners
+        >>> shown = ShownImage(0, row["image"], said, row["captions"], {"cider_d": [2.1, 0.4]})
+        >>> shown.captions[0], len(shown.references)
+        ('a red circle', 5)
     """
 
     number: int
@@ -64,8 +80,20 @@ def write_comparison_page(
     Args:
         path: the file.
         title: its heading.
-        summary: what `comparison.json` says: `captioners`, `comparisons`, `lower_is_better`, `method`.
+        summary: what `comparison.json` says: `captioners`, `comparisons`, `lower_is_better`, `method`,
+            `num_images`.
         images: those to be shown.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ShownImage, write_comparison_page
+        >>> row = shapes_dataset(1)[0]
+        >>> shown = ShownImage(0, row["image"], ["a red circle", "a circle"], row["captions"], {"cider_d": [2.1, 0.4]})
+        >>> summary = dict(captioners={}, comparisons=[], lower_is_better=[], method={}, num_images=1)
+        >>> write_comparison_page("comparison.html", "Two captioners", summary, [shown])
+        >>> "Two captioners" in Path("comparison.html").read_text()
+        True
     """
     data = {
         **{name: summary[name] for name in ("captioners", "comparisons", "lower_is_better", "method", "num_images")},

@@ -31,6 +31,20 @@ def deletion_and_insertion(
 
     Returns:
         deletion and insertion, each between 0 and 1.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.explain import deletion_and_insertion, token_maps
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> config = RnnCaptionerConfig(vision_config=vision, vocab_size=40, hidden_size=16)
+        >>> model, image = RnnCaptionerForConditionalGeneration(config).eval(), torch.randn(1, 3, 32, 32)
+        >>> tokens = torch.tensor([2, 7, 9, 3])
+        >>> maps = token_maps(model, image, tokens, "occlusion")
+        >>> deletion, insertion = deletion_and_insertion(model, image, tokens, place=1, weights=maps[1], steps=4)
+        >>> 0 < deletion < 1, 0 < insertion < 1
+        (True, True)
     """
     ranks = weights.flatten().argsort(descending=True, stable=True).argsort()
     counts = torch.arange(steps + 1, device=ranks.device) * len(ranks) // steps

@@ -25,11 +25,20 @@ PUNCTUATION = "".join(set(string.punctuation) - set("'-"))  # these two stand in
 @dataclass(frozen=True)
 class ExplainedWord:
     """
+    A word of a caption, what else might have stood there, and where the captioner looked for it.
+
     Attributes:
         text: as it is read; the end of a caption is "(end)".
         probability: of the word after those before it, by the model alone, without what steered the search.
         others: the likeliest words with another first token, and their probabilities.
         map: (h, w), where the captioner looked.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_captioner.explain import ExplainedWord
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, 0.1]]))
+        >>> [int(place) for place in np.unravel_index(word.map.argmax(), word.map.shape)]  # row and column
+        [0, 1]
     """
 
     text: str
@@ -41,11 +50,22 @@ class ExplainedWord:
 @dataclass(frozen=True)
 class Explanation:
     """
+    A caption of an image, explained word by word; [`explain`] makes it.
+
     Attributes:
         image: upright and RGB, in its own size. The grid of the maps covers all of it.
         caption: the text.
         words: the caption's words, punctuation apart from them, and the end if it came to one.
         method: that made the maps.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ExplainedWord, Explanation
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, -0.1]]))
+        >>> explanation = Explanation(shapes_dataset(1)[0]["image"], "circle", (word,), "occlusion")
+        >>> explanation.signed, bool(explanation.words[0].map.min() < 0)  # something speaks against a circle
+        (True, True)
     """
 
     image: Image.Image
@@ -158,8 +178,22 @@ def explain(
         method: one of `METHODS`.
         **options: of `generate()`, such as `num_beams` or `do_sample`; of several sequences the first is explained.
 
+    Returns:
+        [`Explanation`], whose words have maps (h, w) over the grid of regions.
+
     Raises:
         InputError: if the method is unknown or the model lacks what it needs.
+
+    Examples:
+        >>> import hf_captioner
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import explain, write_page
+        >>> captioner = pipeline("image-captioning")
+        >>> explanation = explain(captioner.model, captioner.processor, shapes_dataset(1)[0]["image"], num_beams=3)
+        >>> {word.map.shape for word in explanation.words}
+        {(9, 9)}
+        >>> write_page("explained.html", explanation)
     """
     image = to_rgb(image)
     pixels = processor([image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)

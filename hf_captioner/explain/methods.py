@@ -221,7 +221,13 @@ METHODS: dict[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], torch
     "gradient": integrated_gradients,
     "occlusion": occlusion,
 }
-"""By name, what makes a map of each token (T, h, w), given the captioner, its pixels and its tokens."""
+"""By name, what makes a map of each token (T, h, w), given the captioner, its pixels and its tokens.
+
+Examples:
+    >>> from hf_captioner.explain import METHODS
+    >>> list(METHODS)
+    ['attention', 'rollout', 'gradient', 'occlusion']
+"""
 
 SIGNED = ("gradient", "occlusion")  # whose maps say what speaks against a word, too
 
@@ -230,7 +236,9 @@ def token_maps(
     model: PreTrainedModel, pixel_values: torch.Tensor, tokens: torch.Tensor, method: str = "attention"
 ) -> torch.Tensor:
     """
-    Where a captioner looked for each token of a caption.
+    Where a captioner looked for each token of a caption: by its attention, by the attention of its encoders rolled out
+    (Abnar and Zuidema 2020), by integrated gradients (Sundararajan et al. 2017), or by covering parts of the image
+    (occlusion, Zeiler and Fergus 2014).
 
     Args:
         model: a captioner of any family in evaluation mode.
@@ -244,6 +252,18 @@ def token_maps(
 
     Raises:
         InputError: if the method is unknown, the model lacks what it needs, or is in training mode.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.explain import token_maps
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> config = RnnCaptionerConfig(vision_config=vision, vocab_size=40, hidden_size=16)
+        >>> model, image = RnnCaptionerForConditionalGeneration(config).eval(), torch.randn(1, 3, 32, 32)
+        >>> tokens = torch.tensor([2, 7, 9, 3])  # the start, two words, the end
+        >>> {method: token_maps(model, image, tokens, method).shape for method in ("attention", "occlusion")}
+        {'attention': torch.Size([3, 4, 4]), 'occlusion': torch.Size([3, 4, 4])}
     """
     if method not in METHODS:
         raise InputError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}")

@@ -27,12 +27,23 @@ def picture(explanation: Explanation) -> str:
 
 def write_page(path: str | Path, explanation: Explanation, name: str = "") -> None:
     """
-    Writes the page.
+    Writes an explanation as one HTML page: the image, and over it the map of the word that one chooses.
 
     Args:
         path: file to write.
         explanation: what to show.
         name: of the image, for the title.
+
+    Examples:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ExplainedWord, Explanation, write_page
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, 0.1]]))
+        >>> explanation = Explanation(shapes_dataset(1)[0]["image"], "circle", (word,), "attention")  # or explain(...)
+        >>> write_page("explained.html", explanation, name="shapes.png")
+        >>> "shapes.png" in Path("explained.html").read_text()
+        True
     """
     path = Path(path)
     data = {

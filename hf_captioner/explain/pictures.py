@@ -43,6 +43,17 @@ def overlay(image: Image.Image, weights: np.ndarray, borders: bool = False) -> I
         image: any size and mode.
         weights: (h, w); scaled so that the value furthest from zero gets the strongest colour.
         borders: whether to show the regions as they are, with lines between them, rather than smoothly.
+
+    Returns:
+        an RGB image of the size of the upright image.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import overlay
+        >>> picture = overlay(shapes_dataset(1)[0]["image"], np.array([[0.0, 0.7], [0.2, 0.1]]))
+        >>> picture.size, picture.mode
+        ((80, 80), 'RGB')
     """
     scaled = np.asarray(weights, dtype=np.float32)
     scaled = scaled / max(float(np.abs(scaled).max()), 1e-12)
@@ -78,6 +89,17 @@ def save_grid(
         columns: number of small pictures in a row.
         side: width of a small picture in inches.
         borders: as for [`overlay`].
+
+    Examples:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ExplainedWord, Explanation, save_grid
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, 0.1]]))
+        >>> explanation = Explanation(shapes_dataset(1)[0]["image"], "circle", (word,), "attention")  # or explain(...)
+        >>> save_grid("looked.png", [explanation], columns=2)
+        >>> Image.open("looked.png").format
+        'PNG'
     """
     path = Path(path)
     with replacing(path) as part:
@@ -87,7 +109,23 @@ def save_grid(
 def grid_picture(
     explanations: Sequence[Explanation], title: str = "", columns: int = 9, side: float = 1.4, borders: bool = False
 ) -> Image.Image:
-    """What [`save_grid`] writes, as an image, under lines of text."""
+    """
+    What [`save_grid`] writes, as an RGB image, under lines of text.
+
+    Args:
+        explanations, columns, side, borders: as for [`save_grid`].
+        title: the lines of text.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ExplainedWord, Explanation, grid_picture
+        >>> word = ExplainedWord("circle", 0.8, (("square", 0.1),), np.array([[0.0, 0.7], [0.2, 0.1]]))
+        >>> explanation = Explanation(shapes_dataset(1)[0]["image"], "circle", (word,), "attention")  # or explain(...)
+        >>> picture = grid_picture([explanation], title="Where it looked", columns=2)
+        >>> picture.width > picture.height
+        True
+    """
     figure = _grid(explanations, columns, side, borders)
     figure.text(0.01, 1.0, title, fontsize=9, va="bottom", parse_math=False)
     buffer = io.BytesIO()
@@ -135,6 +173,17 @@ def save_animation(
         milliseconds: for each word.
         borders: as for [`overlay`].
         side: largest width or height of the image in pixels.
+
+    Examples:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.explain import ExplainedWord, Explanation, save_animation
+        >>> image, maps = shapes_dataset(1)[0]["image"], np.random.default_rng(0).random((3, 4, 4))
+        >>> words = tuple(ExplainedWord(text, 0.8, (), map) for text, map in zip(["a", "red", "circle"], maps))
+        >>> save_animation("looked.webp", Explanation(image, "a red circle", words, "attention"))  # or explain(...)
+        >>> Image.open("looked.webp").n_frames
+        3
     """
     import matplotlib
 

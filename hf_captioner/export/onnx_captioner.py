@@ -76,6 +76,25 @@ class OnnxCaptioner:
 
     Raises:
         InputError: if the folder is not complete.
+
+    Examples:
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.export import OnnxCaptioner
+        >>> from hf_captioner.export.onnx_graphs import export_onnx
+        >>> row = shapes_dataset(1)[0]
+        >>> tokenizer = train_tokenizer(row["captions"])
+        >>> processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> config = RnnCaptionerConfig(vision_config=vision, vocab_size=len(tokenizer), hidden_size=16)
+        >>> model = RnnCaptionerForConditionalGeneration(config)  # or a trained one
+        >>> model.generation_config.max_new_tokens = 8
+        >>> folder = export_onnx(model, processor, "exported")  # what `hf-captioner export` does
+        >>> [caption] = OnnxCaptioner(folder)(row["image"], num_beams=3)
+        >>> sorted(caption)
+        ['generated_text', 'score', 'tokens']
     """
 
     def __init__(

@@ -28,11 +28,21 @@ NO_LEARNING_RATE = 1e-8
 @dataclass(frozen=True)
 class Alarm:
     """
+    Something that is wrong with a captioner; [`find_alarms`] finds it.
+
     Attributes:
         cause: one word for it, the same in every version: `not_finite`, `learning_rate_zero`, `learning_rate_high`,
             `loss_not_falling`, `unknown_words`, `same_features`, `blind`, `captions_alike`, `attention_uniform`,
             `attention_constant`, `attention_still`.
         text: what was measured, and what the likely cause is.
+
+    Examples:
+        >>> from hf_captioner.metrics import find_alarms
+        >>> [alarm] = find_alarms({"learning_rate": 0.0})
+        >>> alarm.cause
+        'learning_rate_zero'
+        >>> print(alarm.text.partition(":")[0])
+        the largest learning rate of the training is 0
     """
 
     cause: str
@@ -41,6 +51,8 @@ class Alarm:
 
 def find_alarms(measured: Mapping[str, float], settled: bool = True, late: bool = True) -> list[Alarm]:
     """
+    What is wrong with a captioner, told from what was measured of it.
+
     Args:
         measured: what is known, by name; a rule whose numbers are missing says nothing.
 
@@ -62,6 +74,14 @@ def find_alarms(measured: Mapping[str, float], settled: bool = True, late: bool 
     Returns:
         the alarms, the likely cause first. What follows from it is left out: of a captioner without a learning rate it
         is not said that its captions are alike.
+
+    Examples:
+        >>> from hf_captioner.metrics import find_alarms
+        >>> blind = {"unique_ratio": 0.02, "loss_use": 0.0, "loss_use_low": -0.01, "loss_use_high": 0.01}
+        >>> [alarm.cause for alarm in find_alarms(blind)]
+        ['blind']
+        >>> find_alarms({"unique_ratio": 0.8, "loss_use": 0.6, "loss_use_low": 0.5, "loss_use_high": 0.7})
+        []
     """
     if alarm := _not_finite(measured) or _no_learning_rate(measured):
         return [alarm]

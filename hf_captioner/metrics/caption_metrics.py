@@ -23,11 +23,23 @@ from .scores import NotAvailableError, Scores
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 DEFAULT_METRICS = (*BLEU, "rouge_l", "cider", "cider_d", "meteor_exact_stem", "exact_match")
-"""What is computed if nothing else is asked for: all that needs neither Java nor a model."""
+"""What is computed if nothing else is asked for: all that needs neither Java nor a model.
+
+Examples:
+    >>> from hf_captioner.metrics import DEFAULT_METRICS
+    >>> "cider_d" in DEFAULT_METRICS, "spice" in DEFAULT_METRICS
+    (True, False)
+"""
 
 CLIP, CHAIR = ("clip_score", "ref_clip_score"), ("chair_i", "chair_s")
 ALL_METRICS = (*DEFAULT_METRICS, "image_use", "meteor_1.5", "spice", "spider", *CLIP, *CHAIR)
-"""The names of all metrics; those beyond the default ones may not be available on a machine, and then say why."""
+"""The names of all metrics; those beyond the default ones may not be available on a machine, and then say why.
+
+Examples:
+    >>> from hf_captioner.metrics import ALL_METRICS, DEFAULT_METRICS
+    >>> [name for name in ALL_METRICS if name not in DEFAULT_METRICS]
+    ['image_use', 'meteor_1.5', 'spice', 'spider', 'clip_score', 'ref_clip_score', 'chair_i', 'chair_s']
+"""
 
 _DESCRIPTION = """\
 BLEU-1 to 4, ROUGE-L and CIDEr-D as the COCO caption evaluation computes them, on the tokens that it computes them on,
@@ -73,12 +85,27 @@ _CITATION = """\
 
 
 class CaptionMetrics(MetricWithoutFolder, evaluate.Metric):
-    """The metrics of image captioning.
+    """The metrics of image captioning, as an `evaluate.Metric`.
 
-    >>> metrics = CaptionMetrics()
-    >>> scores = metrics.compute(predictions=["a dog runs"], references=[["A dog runs.", "The dog is running."]])
-    >>> scores["bleu_1"], scores["exact_match"]
-    (0.9999999996666668, 1.0)
+    `compute` takes what [`score_captions`] takes, and `per_image=True`, which adds the scores of each image by metric,
+    or `intervals=True`, which adds the 95 % bootstrap intervals over images. It returns a dictionary with the corpus
+    score of each metric: 0 to 1, CIDEr 0 to 10, `image_use` -10 to 10, SPIDEr 0 to 5.5, CLIPScore 0 to 2.5,
+    RefCLIPScore 0 to 1.43. In the place of one that cannot be computed on this machine there is a text, "not
+    available, because ...".
+
+    Raises:
+        TypeError: by `compute`, if a caption is not a string, or an image's references are not a list.
+        ValueError: by `compute`, if there are no predictions, or more or fewer than references, an image has no
+            reference, or a metric is unknown.
+
+    Examples:
+        >>> from hf_captioner.metrics import CaptionMetrics
+        >>> metrics = CaptionMetrics()
+        >>> predictions = ["a dog runs", "two cats on a red sofa"]
+        >>> references = [["A dog runs.", "The dog is running."], ["Two cats on a sofa.", "Cats are sleeping."]]
+        >>> scores = metrics.compute(predictions=predictions, references=references)
+        >>> {name: round(scores[name], 2) for name in ("bleu_1", "bleu_4", "cider_d", "exact_match")}
+        {'bleu_1': 0.89, 'bleu_4': 0.6, 'cider_d': 3.81, 'exact_match': 0.5}
     """
 
     def __init__(self, *args, keep_in_memory: bool | None = None, num_process: int = 1, **kwargs):
@@ -145,13 +172,31 @@ def score_captions(
     """The scores of each image, from which corpora can be scored and compared.
 
     Args:
-        predictions, references, metrics and the others: as for [`CaptionMetrics`].
+        predictions: B captions.
+        references: B lists of one or more captions.
+        metrics: names, of `ALL_METRICS`.
+        document_frequency: for CIDEr; by default counted in `references`, as in the COCO evaluation, by which a single
+            image scores 0.
+        images: B images (PIL) or paths, for `clip_score` and `ref_clip_score`.
+        clip_folder: a folder with a CLIP model, for these two.
+        java_dir: a folder with the jars of METEOR and SPICE; nothing is downloaded.
+        objects: the objects in each of B images, for `chair_i` and `chair_s`.
+        object_words: from what captions say to the names in `objects`, by default those of COCO.
 
     Returns:
         The scores by metric, and for each metric that cannot be computed the reason: "not available, because ...".
 
     Raises:
         ValueError: a metric is unknown.
+
+    Examples:
+        >>> from hf_captioner.metrics import score_captions
+        >>> references = [["A dog runs.", "The dog is running."], ["Two cats on a sofa."]]
+        >>> scores, missing = score_captions(["a dog runs", "a cat"], references, metrics=["bleu_1", "clip_score"])
+        >>> scores["bleu_1"].per_image.round(2)
+        array([1.  , 0.11])
+        >>> missing["clip_score"]
+        'not available, because images and clip_folder were not both given'
     """
     unknown = [name for name in metrics if name not in ALL_METRICS]
     if unknown:

@@ -107,11 +107,18 @@ _IRREGULAR |= {"fisherman": "fishermen", "gentleman": "gentlemen"}
 
 def object_words(objects: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """
+    The words of captions that name objects, as [`chair`] takes them.
+
     Args:
         objects: from an object to other words for it; its own name need not be among them.
 
     Returns:
         From every word, in the singular and the plural, to its object.
+
+    Examples:
+        >>> from hf_captioner.metrics import object_words
+        >>> object_words({"dog": ["puppy"]})
+        {'dog': 'dog', 'dogs': 'dog', 'puppy': 'dog', 'puppies': 'dog'}
     """
     found: dict[str, str] = {}
     for name, others in objects.items():
@@ -185,6 +192,14 @@ def chair(
 
     Raises:
         ValueError: there are more or fewer images with objects than captions.
+
+    Examples:
+        >>> from hf_captioner.metrics import chair, tokenize
+        >>> candidates = tokenize(["a dog and two cats on a sofa", "a man rides a horse"])
+        >>> objects = [["dog", "couch"], ["person", "horse"]]  # a sofa is COCO's couch; there is no cat
+        >>> scores = chair(candidates, objects, references=[[], []])
+        >>> scores["chair_i"].corpus, scores["chair_s"].corpus
+        (0.2, 0.5)
     """
     if len(objects) != len(candidates):
         raise ValueError(f"objects must be one list for each of the {len(candidates)} captions, got {len(objects)}")

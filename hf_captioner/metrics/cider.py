@@ -19,6 +19,19 @@ class DocumentFrequency:
         ngrams: (K,) uint64, hashes of n-grams, ascending (see `NgramCounts`).
         counts: (K,) number of images with that n-gram in at least one reference.
         num_images: number of images counted.
+
+    Raises:
+        ValueError: `num_images` is below 1, or `counts` are more or fewer than `ngrams`.
+
+    Examples:
+        >>> from hf_captioner.metrics import DocumentFrequency, tokenize
+        >>> references = [tokenize(["A dog runs.", "A dog."]), tokenize(["A cat sleeps."]), tokenize(["A cat."])]
+        >>> frequency = DocumentFrequency.from_references(references)
+        >>> frequency.num_images, int(frequency.counts.max())  # "a" occurs in every image
+        (3, 3)
+        >>> frequency.save("frequency.npz")
+        >>> DocumentFrequency.load("frequency.npz").num_images
+        3
     """
 
     def __init__(self, ngrams: np.ndarray, counts: np.ndarray, num_images: int):
@@ -68,7 +81,15 @@ class DocumentFrequency:
 @dataclass(frozen=True)
 class CookedReferences:
     """References with precomputed weights and norms, for scoring against them many times: R captions of B images, with
-    E distinct pairs of n-gram and caption."""
+    E distinct pairs of n-gram and caption.
+
+    Examples:
+        >>> from hf_captioner.metrics import CiderD, DocumentFrequency, tokenize
+        >>> references = [tokenize(["A dog runs.", "A dog."]), tokenize(["A cat sleeps."])]
+        >>> cooked = CiderD(DocumentFrequency.from_references(references)).cook(references)
+        >>> cooked.captions_per_image, cooked.take([1, 1, 0]).captions_per_image
+        (array([2, 1]), array([1, 1, 2]))
+    """
 
     ngram: np.ndarray  # (E,) uint64
     order: np.ndarray  # (E,) n - 1
@@ -110,6 +131,13 @@ class Cider:
     Args:
         document_frequency: the document frequencies of a corpus of references. If it has a single image, every weight
             is log 1 = 0, and so is every score.
+
+    Examples:
+        >>> from hf_captioner.metrics import Cider, DocumentFrequency, tokenize
+        >>> references = [tokenize(["A dog runs.", "A dog."]), tokenize(["A cat sleeps."])]
+        >>> cider = Cider(DocumentFrequency.from_references(references))
+        >>> cider.score(tokenize(["a dog runs", "a cat"]), cider.cook(references)).round(2)
+        array([5.52, 3.54])
     """
 
     def __init__(self, document_frequency: DocumentFrequency):
@@ -176,11 +204,16 @@ class CiderD(Cider):
     """CIDEr-D (equation 4 of the paper, sigma = 6), which the COCO evaluation prints as "CIDEr": repeating a word
     does not raise the score (clipping), and a Gaussian penalises lengths that differ from the reference's.
 
-    In a training loop:
+    Examples:
+        In a training loop, references are cooked once, and taken for the image of each sample:
 
-        cider_d = CiderD(DocumentFrequency.from_references(references))
-        cooked = cider_d.cook(references)                   # once
-        rewards = cider_d.score(samples, cooked.take(images))  # images (N,): the image of each sample
+        >>> from hf_captioner.metrics import CiderD, DocumentFrequency, tokenize
+        >>> references = [tokenize(["A dog runs.", "A dog."]), tokenize(["A cat sleeps."])]
+        >>> cider_d = CiderD(DocumentFrequency.from_references(references))
+        >>> cooked = cider_d.cook(references)
+        >>> samples, images = tokenize(["a dog runs", "a dog dog dog", "a cat sleeps"]), [0, 0, 1]
+        >>> cider_d.score(samples, cooked.take(images)).round(2)
+        array([5.49, 1.6 , 7.5 ])
     """
 
     def _product(self, candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:

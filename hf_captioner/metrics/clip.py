@@ -51,6 +51,15 @@ def clip_score(
     Raises:
         ValueError: the folder does not exist, there are more or fewer images than captions, or one cannot be read or
             has more than 8 bits a channel.
+
+    Examples:
+        The folder `clip` has a CLIP model and its processor.
+
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.metrics import clip_score
+        >>> scores = clip_score(["a red circle", "a dog"], shapes_dataset(2)["image"], "clip")
+        >>> scores.per_image.shape, bool(0 <= scores.corpus <= 2.5)
+        ((2,), True)
     """
     return clip_scores(captions, images, clip_folder, batch_size=batch_size)["clip_score"]
 
@@ -74,6 +83,16 @@ def clip_scores(
 
     Raises:
         ValueError: as for [`clip_score`], or there are more or fewer lists of references than captions.
+
+    Examples:
+        The folder `clip` has a CLIP model and its processor.
+
+        >>> from hf_captioner.data import shapes_dataset
+        >>> from hf_captioner.metrics import clip_scores
+        >>> data = shapes_dataset(2)
+        >>> scores = clip_scores(["a red circle", "a dog"], data["image"], "clip", references=data["captions"])
+        >>> {name: score.per_image.shape for name, score in scores.items()}
+        {'clip_score': (2,), 'ref_clip_score': (2,)}
     """
     import torch
 

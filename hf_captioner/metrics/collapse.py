@@ -53,6 +53,13 @@ def collapse_checks(
 
     Raises:
         ValueError: there are no predictions, or more or fewer than references.
+
+    Examples:
+        >>> from hf_captioner.metrics import collapse_checks
+        >>> references = [["A dog runs."], ["Two cats on a sofa."], ["A man rides a horse."]]
+        >>> checks = collapse_checks(["a man with a"] * 3, references)  # the same words for every image
+        >>> round(checks["unique_ratio"], 2), checks["bad_ending_rate"], checks["image_use"]
+        (0.33, 1.0, 0.0)
     """
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"predictions must be one for each of the {len(references)} images, got {len(predictions)}")

@@ -24,6 +24,14 @@ class Difference:
         p: two-sided, of the hypothesis that there is no difference.
         p_holm: the same after Holm's correction for the number of pairs of captioners.
         wins, losses, ties: numbers of images on which the first captioner is better, worse, or neither.
+
+    Examples:
+        >>> from hf_captioner.metrics import Scores, compare_scores
+        >>> ours, theirs = Scores.from_mean([0.9, 0.8, 0.7, 0.9]), Scores.from_mean([0.5, 0.6, 0.7, 0.4])
+        >>> found = compare_scores({"ours": {"cider_d": ours}, "theirs": {"cider_d": theirs}})
+        >>> difference = found["ours", "theirs"]["cider_d"]
+        >>> round(difference.difference, 3), difference.wins, difference.losses, difference.ties
+        (0.275, 3, 0, 1)
     """
 
     first: float
@@ -67,6 +75,17 @@ def compare_scores(
     Raises:
         ValueError: there are fewer than two captioners, `resamples` is below 1, `level` is not between 0 and 1, or
             captioners have scores of different numbers of images.
+
+    Examples:
+        >>> from hf_captioner.metrics import compare_scores, score_captions
+        >>> references = [["A dog runs."], ["Two cats on a sofa."], ["A man rides a horse."]]
+        >>> said = {"first": ["a dog runs", "two cats", "a man"], "second": ["a dog", "a cat", "a man rides"]}
+        >>> scores = {name: score_captions(captions, references, ["rouge_l"])[0] for name, captions in said.items()}
+        >>> difference = compare_scores(scores)["first", "second"]["rouge_l"]
+        >>> difference.wins, difference.losses
+        (2, 1)
+        >>> difference.interval[0] < 0 < difference.interval[1]  # it may have been chance
+        True
     """
     if len(captioners) < 2:
         raise ValueError(f"captioners must be at least two, got {len(captioners)}")
@@ -116,7 +135,19 @@ def _difference(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (1979, "A Simple Sequentially Rejective Multiple Test Procedure"): the smallest of m
-    values times m, the next times m - 1, and so on, none smaller than the one before it and none above 1."""
+    values times m, the next times m - 1, and so on, none smaller than the one before it and none above 1.
+
+    Args:
+        p_values: m numbers between 0 and 1.
+
+    Returns:
+        the corrected ones, in the order of `p_values`.
+
+    Examples:
+        >>> from hf_captioner.metrics import holm
+        >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -140,6 +171,16 @@ def agreement(
           distinct words in either (two empty captions overlap as a whole);
         - `mutual_cider_d`: mean over images of CIDEr-D (0 to 10) with the other's caption as the only reference, and
           over both directions.
+
+    Raises:
+        ValueError: one captioner has more captions than the other.
+
+    Examples:
+        >>> from hf_captioner.metrics import DocumentFrequency, agreement, tokenize
+        >>> frequency = DocumentFrequency.from_references([tokenize(["A dog runs."]), tokenize(["Two cats."])])
+        >>> first, second = tokenize(["a dog runs", "two cats"]), tokenize(["a dog runs", "three cats"])
+        >>> {name: round(value, 2) for name, value in agreement(first, second, frequency).items()}
+        {'same': 0.5, 'word_overlap': 0.67, 'mutual_cider_d': 4.38}
     """
     overlaps = [_overlap(set(one), set(other)) for one, other in zip(first, second, strict=True)]
     scorer = CiderD(document_frequency)

@@ -15,15 +15,24 @@ DIVERSITY = ("self_cider", "m_bleu_1", "m_bleu_2", "m_bleu_3", "m_bleu_4", "dist
 def caption_diversity(
     sets: Sequence[Sequence[Sequence[str]]], document_frequency: DocumentFrequency
 ) -> dict[str, Scores]:
-    """All of `DIVERSITY`.
+    """How different the captions of each image are: self-CIDEr (Wang and Chan 2019), mBLEU (Shetty et al. 2017) and
+    distinct n-grams (Li et al. 2016).
 
     Args:
         sets: for each of B images its captions, each a list of words.
         document_frequency: of a corpus of references, for self-CIDEr.
 
     Returns:
-        By name: `self_cider` (see [`self_cider`]), `m_bleu_1` to `m_bleu_4` (see [`m_bleu`]), `distinct_1` and
-        `distinct_2` (see [`distinct_n`]).
+        The scores (0 to 1) by name, `DIVERSITY`. `self_cider`: 0 if all captions of an image are the same, 1 if no two
+        share a word. `m_bleu_1` to `m_bleu_4`: BLEU of a caption with the others of its image as references, the
+        lower, the more different. `distinct_1`, `distinct_2`: distinct n-grams divided by the number of words.
+
+    Examples:
+        >>> from hf_captioner.metrics import DocumentFrequency, caption_diversity, tokenize
+        >>> sets = [tokenize(["a dog", "a dog", "a dog"]), tokenize(["a cat", "two cats sleep", "cats"])]
+        >>> scores = caption_diversity(sets, DocumentFrequency.from_references(sets))
+        >>> scores["self_cider"].per_image.round(2), scores["distinct_1"].per_image.round(2)
+        (array([0.  , 0.77]), array([0.33, 0.83]))
     """
     scores = {"self_cider": self_cider(sets, document_frequency)}
     scores |= {f"m_bleu_{order}": score for order, score in enumerate(m_bleu(sets), start=1)}

@@ -29,6 +29,14 @@ def image_use(
 
     Returns:
         The scores (-10 to 10); the corpus score is their mean. A single image scores 0.
+
+    Examples:
+        >>> from hf_captioner.metrics import image_use, tokenize
+        >>> references = [tokenize([text]) for text in ("A dog runs.", "Two cats sleep.", "A man rides a horse.")]
+        >>> round(image_use(tokenize(["a dog runs", "two cats sleep", "a man rides a horse"]), references).corpus, 2)
+        8.27
+        >>> image_use(tokenize(["a dog runs"] * 3), references).corpus  # the same for all images
+        0.0
     """
     scorer = CiderD(document_frequency or DocumentFrequency.from_references(references))
     cooked = scorer.cook(references)

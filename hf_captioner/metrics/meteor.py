@@ -46,6 +46,12 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
 
     Raises:
         NotAvailableError: nltk, which has the stemmer, is not installed.
+
+    Examples:
+        >>> from hf_captioner.metrics import meteor_exact_stem, tokenize
+        >>> scores = meteor_exact_stem(tokenize(["a dog running"]), [tokenize(["A dog runs on the grass."])])
+        >>> round(scores.corpus, 2)  # "running" and "runs" have one stem
+        0.27
     """
     statistics = [_best(*pair) for pair in zip(candidates, references, strict=True)]
     return Scores(np.array(statistics, np.float64), meteor_from_sums)

@@ -278,9 +278,9 @@ def _lex_alone(chunk: str) -> tuple[str, ...] | None:
 def tokenize(captions: Iterable[str]) -> list[list[str]]:
     """Splits captions into the words that the COCO caption evaluation scores: lower-cased, punctuation removed.
 
-    Differs from the Java program where that lets captions influence each other: here a caption is a line of its own
-    whatever stands in it, so a line separator inside a caption is a space, and an abbreviation at a caption's end does
-    not look at the next caption.
+    That evaluation runs a Java program, the Stanford PTB tokeniser (CoreNLP 3.4.1). The result differs where that lets
+    captions influence each other: here a caption is a line of its own whatever stands in it, so a line separator
+    inside a caption is a space, and an abbreviation at a caption's end does not look at the next caption.
 
     Args:
         captions: texts.
@@ -290,6 +290,11 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
 
     Raises:
         TypeError: a caption is not a string.
+
+    Examples:
+        >>> from hf_captioner.metrics import tokenize
+        >>> tokenize(["A dog, running.", "The dog's ball isn't red!"])
+        [['a', 'dog', 'running'], ['the', 'dog', "'s", 'ball', 'is', "n't", 'red']]
     """
     tokenized = []
     for index, caption in enumerate(captions):

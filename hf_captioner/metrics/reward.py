@@ -25,6 +25,12 @@ class CaptionReward:
 
     Raises:
         ValueError: if there are no references, an image has none, or a metric's name is unknown.
+
+    Examples:
+        >>> from hf_captioner.metrics import CaptionReward
+        >>> reward = CaptionReward([["a man with a hat"], ["a dog runs"]], weights={"bleu_2": 1.0})
+        >>> reward(["a man with a hat", "a man with a"], images=[0, 0], ended=[True, True]).round(2)
+        array([1.  , 0.71])
     """
 
     def __init__(self, references: Sequence[Sequence[str]], weights: Mapping[str, float] | None = None):

@@ -21,6 +21,13 @@ def rouge_l(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[S
 
     Returns:
         The scores (0 to 1); the corpus score is their mean.
+
+    Examples:
+        >>> from hf_captioner.metrics import rouge_l, tokenize
+        >>> references = [tokenize(["A dog runs on grass.", "A dog."]), tokenize(["A cat."])]
+        >>> scores = rouge_l(tokenize(["a dog runs", "two cats"]), references)
+        >>> scores.per_image.round(2), round(scores.corpus, 2)
+        (array([1., 0.]), 0.5)
     """
     return Scores.from_mean(np.array([_rouge_l(*pair) for pair in zip(candidates, references, strict=True)]))
 

@@ -19,6 +19,15 @@ class Scores:
         statistics: (B, S) float64, S numbers for each image, which can be summed over images.
         combine: computes scores (...) from sums of statistics (..., S). A corpus score is computed from the sums over
             its images; for BLEU and METEOR this is not the mean of the images' scores.
+
+    Examples:
+        >>> from hf_captioner.metrics import Scores
+        >>> scores = Scores.from_mean([0.2, 0.4, 0.9])
+        >>> round(scores.corpus, 2), scores.per_image
+        (0.5, array([0.2, 0.4, 0.9]))
+        >>> low, high = scores.confidence_interval()
+        >>> bool(0.2 <= low < scores.corpus < high <= 0.9)
+        True
     """
 
     statistics: np.ndarray

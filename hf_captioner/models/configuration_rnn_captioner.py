@@ -86,6 +86,16 @@ class RnnCaptionerConfig(CaptionerConfig):
         expected_context_probability (`float`, defaults to 0.5):
             Hard attention: probability with which a caption is trained on the expected context, that is with soft
             attention, instead of a sampled region.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule.
+        `ValueError`: if a name is not a field.
+
+    Examples:
+        >>> from hf_captioner import RnnCaptionerConfig
+        >>> config = RnnCaptionerConfig(attention="multi_head", num_attention_heads=4, cell="gru", vocab_size=1000)
+        >>> config.hidden_size, config.vision_config.model_type, config.describe()
+        (512, 'resnet', 'an RNN (GRU, layers: 1, width 512) with soft multi-head attention')
     """
 
     model_type = "rnn_captioner"

@@ -41,6 +41,19 @@ class TransformerCaptionerConfig(CaptionerConfig):
             Number of learned positions, by default 128; sinusoidal ones have no limit.
         activation (`str`, defaults to `"relu"`):
             Activation function of the feed-forward sublayers, a key of `transformers.activations.ACT2FN`.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: if a field has a wrong type or breaks a rule.
+        `ValueError`: if a name is not a field.
+
+    Examples:
+        >>> from transformers import ViTConfig
+        >>> from hf_captioner import TransformerCaptionerConfig
+        >>> config = TransformerCaptionerConfig(vision_config=ViTConfig(), encoder_layers=0, norm="pre")
+        >>> config.decoder_layers, config.num_attention_heads, config.hidden_size
+        (6, 8, 512)
+        >>> config.describe()
+        'a Transformer with 0 encoder layers and 6 decoder layers of width 512 and 8 heads'
     """
 
     model_type = "transformer_captioner"

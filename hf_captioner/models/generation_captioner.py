@@ -109,6 +109,21 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
         Raises:
             ValueError: if there are no attentions in `outputs`, the grid is not known, or it does not have as many
                 cells as there are regions.
+
+        Examples:
+            >>> import torch
+            >>> from transformers import ResNetConfig
+            >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+            >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+            >>> config = RnnCaptionerConfig(attention="additive", vision_config=vision, vocab_size=40, hidden_size=16)
+            >>> model = RnnCaptionerForConditionalGeneration(config).eval()
+            >>> options = dict(output_attentions=True, return_dict_in_generate=True)
+            >>> outputs = model.generate(torch.randn(2, 3, 32, 48), min_new_tokens=5, max_new_tokens=5, **options)
+            >>> maps = model.attention_maps(outputs)
+            >>> maps.shape  # of two images, five tokens, 4 rows and 6 columns
+            torch.Size([2, 5, 4, 6])
+            >>> torch.allclose(maps.sum((2, 3)), torch.ones(2, 5))
+            True
         """
         cross_attentions = getattr(outputs, "cross_attentions", None)
         if cross_attentions is None or cross_attentions[0] is None:

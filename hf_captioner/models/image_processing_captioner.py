@@ -81,6 +81,15 @@ class CaptionerImageProcessor(ImageProcessorBackend):
     `do_rescale=False` are taken as they are.
 
     The class attributes are the defaults of its settings; see transformers' image processors for their meaning.
+    Calling it with one or B images gives `pixel_values` (B, 3, H, W).
+
+    Examples:
+        >>> from hf_captioner import CaptionerImageProcessor
+        >>> from PIL import Image
+        >>> processor = CaptionerImageProcessor(size={"height": 96, "width": 128})
+        >>> images = [Image.new("RGB", (640, 480)), Image.new("L", (50, 70))]
+        >>> processor(images, return_tensors="pt")["pixel_values"].shape
+        torch.Size([2, 3, 96, 128])
     """
 
     resample = PILImageResampling.BICUBIC

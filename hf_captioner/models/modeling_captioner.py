@@ -182,6 +182,19 @@ class CaptionerPreTrainedModel(WholeWeightsMixin):
 
         Raises:
             FileNotFoundError: if there is neither such a folder nor, on the Hub or in its cache, such a repository.
+
+        Examples:
+            >>> from transformers import ResNetConfig, ResNetModel
+            >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+            >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+            >>> ResNetModel(vision).save_pretrained("resnet")  # in place of a pretrained one
+            >>> config = RnnCaptionerConfig(vocab_size=40)
+            >>> model = RnnCaptionerForConditionalGeneration.from_vision_pretrained("resnet", config)
+            >>> model.freeze_vision()
+            >>> model.config.vision_config.hidden_sizes
+            [8, 12]
+            >>> any(parameter.requires_grad for parameter in model.vision_encoder.parameters())
+            False
         """
         dtype = config.dtype or torch.get_default_dtype()
         vision_model = load_vision_model(path_or_name, dtype)

@@ -551,6 +551,17 @@ class RnnCaptionerModel(CaptionerModel, RnnCaptionerPreTrainedModel):
 
     Args:
         config: [`RnnCaptionerConfig`].
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerModel
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> model = RnnCaptionerModel(RnnCaptionerConfig(vision_config=vision, vocab_size=40, hidden_size=16)).eval()
+        >>> tokens = torch.tensor([[2, 7, 9], [2, 5, 4]])  # two rows of the one image
+        >>> outputs = model(torch.randn(1, 3, 32, 32), decoder_input_ids=tokens, output_attentions=True)
+        >>> outputs.last_hidden_state.shape, outputs.cross_attentions[0].shape  # of 4 * 4 regions
+        (torch.Size([2, 3, 16]), torch.Size([2, 1, 3, 16]))
     """
 
     encoder_class = RnnCaptionerEncoder
@@ -570,6 +581,20 @@ class RnnCaptionerForConditionalGeneration(
 
     Args:
         config: [`RnnCaptionerConfig`].
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> config = RnnCaptionerConfig(attention="additive", vision_config=vision, vocab_size=40, hidden_size=16)
+        >>> model = RnnCaptionerForConditionalGeneration(config).eval()
+        >>> images = torch.randn(1, 3, 32, 32)
+        >>> outputs = model(images, labels=torch.tensor([[[7, 9, 3], [5, 3, -100]]]))  # two captions of the one image
+        >>> outputs.loss.ndim, outputs.logits.shape
+        (0, torch.Size([2, 3, 40]))
+        >>> model.generate(images, num_beams=3, min_new_tokens=5, max_new_tokens=5).shape  # the start and five tokens
+        torch.Size([1, 6])
     """
 
     model_class = RnnCaptionerModel

@@ -521,6 +521,21 @@ class TransformerCaptionerModel(CaptionerModel, TransformerCaptionerPreTrainedMo
 
     Args:
         config: [`TransformerCaptionerConfig`].
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ViTConfig
+        >>> from hf_captioner import TransformerCaptionerConfig, TransformerCaptionerModel
+        >>> vision = ViTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8)
+        >>> sizes = dict(hidden_size=16, num_attention_heads=2, decoder_layers=2, vocab_size=40)
+        >>> config = TransformerCaptionerConfig(vision_config=vision, encoder_layers=0, **sizes)
+        >>> model = TransformerCaptionerModel(config).eval()
+        >>> tokens = torch.tensor([[2, 7, 9], [2, 5, 4]])  # two rows of the one image
+        >>> outputs = model(torch.randn(1, 3, 32, 32), decoder_input_ids=tokens, output_attentions=True)
+        >>> outputs.last_hidden_state.shape
+        torch.Size([2, 3, 16])
+        >>> [weights.shape for weights in outputs.cross_attentions]  # of both layers, over 4 * 4 regions
+        [torch.Size([2, 2, 3, 16]), torch.Size([2, 2, 3, 16])]
     """
 
     encoder_class = TransformerCaptionerEncoder
@@ -540,6 +555,21 @@ class TransformerCaptionerForConditionalGeneration(
 
     Args:
         config: [`TransformerCaptionerConfig`].
+
+    Examples:
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> sizes = dict(hidden_size=16, num_attention_heads=2, encoder_layers=2, decoder_layers=2, vocab_size=40)
+        >>> config = TransformerCaptionerConfig(vision_config=vision, **sizes)
+        >>> model = TransformerCaptionerForConditionalGeneration(config).eval()
+        >>> images = torch.randn(1, 3, 32, 32)
+        >>> outputs = model(images, labels=torch.tensor([[[7, 9, 3], [5, 3, -100]]]))  # two captions of the one image
+        >>> outputs.loss.ndim, outputs.logits.shape
+        (0, torch.Size([2, 3, 40]))
+        >>> model.generate(images, num_beams=3, min_new_tokens=5, max_new_tokens=5).shape  # the start and five tokens
+        torch.Size([1, 6])
     """
 
     model_class = TransformerCaptionerModel

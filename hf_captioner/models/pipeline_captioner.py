@@ -103,6 +103,18 @@ class ImageCaptioningPipeline(Pipeline):
         named_options: turns the name of a search, and options that are not `generate()`'s own, into what `generate()`
             takes; `hf_captioner` puts it here when it is imported. This file, which is loaded from the Hub where the
             package is not, knows no searches by name.
+
+    Examples:
+        >>> import hf_captioner
+        >>> from transformers import pipeline
+        >>> from hf_captioner.data import shapes_dataset
+        >>> captioner = pipeline("image-captioning")  # the one in the box; model="a folder or a Hub name"
+        >>> results = captioner(shapes_dataset(2)["image"], num_beams=3)  # or "photo.jpg", a list of paths...
+        >>> len(results), sorted(results[0][0])
+        (2, ['familiarity', 'generated_text', 'score', 'tokens'])
+        >>> [caption] = captioner(shapes_dataset(1)[0]["image"], attention=True)
+        >>> len(caption["attention"]) == len(caption["tokens"])
+        True
     """
 
     named_options: ClassVar[Callable[..., dict[str, Any]] | None] = None

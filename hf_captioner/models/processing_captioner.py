@@ -40,6 +40,18 @@ class CaptionerProcessor(ProcessorMixin):
         tokenizer: made by [`train_tokenizer`], or any other that appends its EOS token.
         chat_template: Jinja template that makes a prompt of chat messages, by default the text that the assistant's
             last message begins with; what others say is left out.
+
+    Examples:
+        >>> from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
+        >>> from hf_captioner.data import shapes_dataset
+        >>> row = shapes_dataset(1)[0]
+        >>> tokenizer = train_tokenizer(row["captions"])
+        >>> processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 80, "width": 80}), tokenizer)
+        >>> batch = processor(images=[row["image"]], text="a", text_target=[row["captions"]], return_tensors="pt")
+        >>> batch["pixel_values"].shape, batch["decoder_input_ids"].tolist()
+        (torch.Size([1, 3, 80, 80]), [[2, 4]])
+        >>> batch["labels"].shape[:2]  # one image, five captions
+        torch.Size([1, 5])
     """
 
     valid_processor_kwargs = CaptionerProcessorKwargs

@@ -77,6 +77,18 @@ class CaptionerSharingMixin:
         """
         As in transformers. Also writes a model card if the folder has none, and the code that `AutoModel` and
         `pipeline()` need to load the model with `trust_remote_code=True`.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> from transformers import AutoModelForImageTextToText, ResNetConfig
+            >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+            >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+            >>> model = RnnCaptionerForConditionalGeneration(RnnCaptionerConfig(vision_config=vision, vocab_size=40))
+            >>> model.save_pretrained("captioner")
+            >>> sorted(path.name for path in Path("captioner").iterdir() if path.suffix not in (".py", ".json"))
+            ['README.md', 'model.safetensors']
+            >>> type(AutoModelForImageTextToText.from_pretrained("captioner")).__name__
+            'RnnCaptionerForConditionalGeneration'
         """
         with self._own_class():
             self._save_whole(save_directory, is_main_process, push_to_hub, **kwargs)

@@ -93,9 +93,19 @@ def train_tokenizer(
         min_frequency: how often a word (or a merge) must occur to be kept.
         model_max_length: maximum number of tokens of a caption, `<eos>` included; longer ones are truncated.
 
+    Returns:
+        transformers' `TokenizersBackend`.
+
     Raises:
         ValueError: if the kind is unknown, there is no caption, or `vocab_size` leaves no room.
         TypeError: if a caption is not text.
+
+    Examples:
+        >>> from hf_captioner import train_tokenizer
+        >>> tokenizer = train_tokenizer(["a dog runs", "a dog sleeps"])
+        >>> tokens = tokenizer("A dog flies")["input_ids"]
+        >>> tokens, tokenizer.decode(tokens, skip_special_tokens=True)
+        ([4, 5, 0, 3], 'a dog')
     """
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -44,6 +44,18 @@ def write_card(
     Raises:
         OSError: if there is no captioner in the folder, or no `metrics.json` in the evaluation's.
         InputError: if other weights were evaluated than those in the folder, or a file of captions.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from transformers import ResNetConfig
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.sharing import write_card
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> model = RnnCaptionerForConditionalGeneration(RnnCaptionerConfig(vision_config=vision, vocab_size=40))
+        >>> model.save_pretrained("captioner")
+        >>> card = write_card(Path("captioner"), name="me/captioner", license="cc-by-4.0")
+        >>> card.data.license, "me/captioner" in card.text
+        ('cc-by-4.0', True)
     """
     name = name or folder.absolute().name
     training, state = read(folder / "training.json"), read(folder / "trainer_state.json")

@@ -69,6 +69,17 @@ def convert_captioner(path_or_name: str, output: Path, revision: str | None = No
 
     Raises:
         InputError: if there is no such model, it is of another kind, or the two don't give the same logits.
+
+    Examples:
+        The folder `peer` has a `VisionEncoderDecoderModel`, its tokenizer and its image processor.
+
+        >>> from pathlib import Path
+        >>> from transformers import AutoModelForImageTextToText
+        >>> from hf_captioner.sharing import convert_captioner
+        >>> convert_captioner("peer", Path("captioner")) < 1e-3
+        True
+        >>> type(AutoModelForImageTextToText.from_pretrained("captioner")).__name__
+        'TransformerCaptionerForConditionalGeneration'
     """
     folder = _fetch(path_or_name, revision)
     peer = _load(folder, path_or_name)
@@ -107,6 +118,19 @@ def convert_model(peer: VisionEncoderDecoderModel) -> TransformerCaptionerForCon
 
     Raises:
         InputError: if it has another encoder, decoder or setting than ours can hold.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import GPT2Config, ViTConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+        >>> from hf_captioner.sharing import convert_model
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
+        >>> text = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+        >>> config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**sizes), text)
+        >>> theirs = VisionEncoderDecoderModel(config).eval()
+        >>> ours = convert_model(theirs)
+        >>> inputs = dict(pixel_values=torch.randn(1, 3, 32, 32), decoder_input_ids=torch.tensor([[0, 7, 9]]))
+        >>> torch.allclose(ours(**inputs).logits, theirs(**inputs).logits, atol=1e-4)
+        True
     """
     _refuse_other_kinds(peer.config)
     text, settings = peer.config.decoder, peer.generation_config

@@ -59,6 +59,28 @@ class CaptioningTrainer(ResumingTrainer):
         InputError: if `args.label_smoothing_factor` is set, which would take the labels away from the model, the Hub's
             strategy would push pickles, rows that are evaluated with metrics have no `index`, `ema_decay` is not in
             [0, 1), or a checkpoint to go on from was made with it and this training lacks it, or the other way round.
+
+    Examples:
+        >>> from transformers import ResNetConfig, Seq2SeqTrainingArguments
+        >>> from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, CaptioningTrainer, train_tokenizer
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.data import CaptionCollator, shapes_dataset
+        >>> data = shapes_dataset(8)
+        >>> tokenizer = train_tokenizer(text for texts in data["captions"] for text in texts)
+        >>> processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> config = RnnCaptionerConfig(vision_config=vision, vocab_size=len(tokenizer), hidden_size=16)
+        >>> settings = dict(max_steps=2, use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True)
+        >>> trainer = CaptioningTrainer(
+        ...     model=RnnCaptionerForConditionalGeneration(config),
+        ...     args=Seq2SeqTrainingArguments("outputs", remove_unused_columns=False, **settings),
+        ...     train_dataset=data.select_columns(["image", "captions"]),
+        ...     data_collator=CaptionCollator(processor),
+        ... )
+        >>> result = trainer.train()
+        {'train_runtime': ...}
+        >>> result.global_step, result.training_loss > 0
+        (2, True)
     """
 
     data_collator: Callable[[list], dict]
@@ -324,6 +346,18 @@ def caption_metrics(
 
     Returns:
         a function from an `EvalPrediction`, whose `label_ids` are indices, to the scores of [`CaptionMetrics`].
+
+    Examples:
+        >>> import numpy as np
+        >>> from transformers import EvalPrediction
+        >>> from hf_captioner import train_tokenizer
+        >>> from hf_captioner.trainers import caption_metrics
+        >>> references = [["a dog runs"], ["a cat sleeps"]]
+        >>> tokenizer = train_tokenizer(text for texts in references for text in texts)
+        >>> generated = np.array(tokenizer(["a cat sleeps", "a dog sleeps"])["input_ids"])
+        >>> scores = caption_metrics(tokenizer, references)(EvalPrediction(generated, label_ids=np.array([1, 0])))
+        >>> round(scores["exact_match"], 2), round(scores["bleu_1"], 2)
+        (0.5, 0.83)
     """
     metric = CaptionMetrics()
 

@@ -54,6 +54,30 @@ class SelfCriticalTrainer(CaptioningTrainer):
     Raises:
         InputError: if there are no references, the baseline or the kind of candidates is unknown, there are too few
             candidates for the baseline, or the weight is negative.
+
+    Examples:
+        >>> from transformers import ResNetConfig, Seq2SeqTrainingArguments
+        >>> from hf_captioner import CaptionerImageProcessor, CaptionerProcessor, SelfCriticalTrainer, train_tokenizer
+        >>> from hf_captioner import RnnCaptionerConfig, RnnCaptionerForConditionalGeneration
+        >>> from hf_captioner.data import CaptionCollator, shapes_dataset
+        >>> data = shapes_dataset(8)
+        >>> data = data.select_columns(["image", "captions"]).add_column("index", list(range(8)))
+        >>> tokenizer = train_tokenizer(text for texts in data["captions"] for text in texts)
+        >>> processor = CaptionerProcessor(CaptionerImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+        >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        >>> config = RnnCaptionerConfig(vision_config=vision, vocab_size=len(tokenizer), hidden_size=16)
+        >>> settings = dict(max_steps=2, use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True)
+        >>> trainer = SelfCriticalTrainer(
+        ...     model=RnnCaptionerForConditionalGeneration(config),  # or, as one would, a trained one
+        ...     args=Seq2SeqTrainingArguments("outputs", remove_unused_columns=False, **settings),
+        ...     train_dataset=data,
+        ...     data_collator=CaptionCollator(processor),
+        ...     processing_class=processor,
+        ...     references=data["captions"][:],
+        ... )
+        >>> trainer.train().global_step
+        {'train_runtime': ...}
+        2
     """
 
     def __init__(
