@@ -107,7 +107,7 @@ def gather(pages: Path) -> None:
 
 def is_shown(path: Path) -> bool:
     """Whether a file of docs/ is for the site: not this one, nor what tools leave behind."""
-    hidden = any(part.startswith((".", "__")) for part in path.relative_to(DOCS).parts)
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(DOCS).parts)
     return path.is_file() and not hidden and path.name != "hooks.py"
 
 
@@ -263,10 +263,19 @@ def outputs_of(path: Path, code: Sequence[str]) -> list[list[dict[str, Any]]]:
 
 
 def key_of(path: Path, code: Sequence[str]) -> str:
-    """Names the outputs of a notebook: its code cells, the files beside it that they may import, and the version."""
+    """
+    Names the outputs of a notebook: its code cells, what lies beside it and below that they may read, and the version.
+    Files called after a lesson, as `lesson_07.py`, count for that lesson alone.
+    """
     version = re.search(r'__version__ = "(.*)"', (ROOT / "hf_captioner" / "__init__.py").read_text())[1]
-    helpers = [(file.name, file.read_text(encoding="utf-8")) for file in sorted(path.parent.glob("*.py"))]
-    return hashlib.sha256(json.dumps([version, helpers, list(code)]).encode()).hexdigest()
+    read = {}
+    for file in sorted(path.parent.rglob("*")):
+        name = file.relative_to(path.parent).as_posix()
+        lesson = re.fullmatch(r"lesson_(\d\d)", file.stem)
+        other = file.suffix in (".ipynb", ".md") or (lesson and lesson[1] != path.name[:2])
+        if file.is_file() and not other and not re.search(r"(^|/)(\.|__pycache__)", name):
+            read[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([version, read, list(code)]).encode()).hexdigest()
 
 
 def execute(path: Path) -> list[list[dict[str, Any]]]:

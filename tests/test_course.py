@@ -1,18 +1,20 @@
 """The course: its notebooks are whole, run in their time, and its exercises tell right from wrong."""
 
 import ast
-import importlib.util
 import os
 import re
 import sys
 import time
-from collections import Counter
+from importlib import import_module
 
+import lessons
 import pytest
+import torch
+from exercises import WrongAnswer
 from testing import ROOT
 
 COURSE = ROOT / "docs" / "course"
-BESIDE = {"checks", "solutions"}
+BESIDE = {"exercises", "lessons"}
 # The extras train and explain bring all of these.
 ALLOWED = {"hf_captioner", "matplotlib", "numpy", "PIL", "torch", "transformers"} | BESIDE
 LIMIT = 180  # seconds on two idle cores; a busy machine says with COURSE_SECONDS how many it allows
@@ -22,80 +24,74 @@ ENGLISH = [path for path in NOTEBOOKS if not path.name.endswith(".ko.ipynb")]
 KOREAN = [path for path in NOTEBOOKS if path.name.endswith(".ko.ipynb")]
 
 
-def beside(name: str):
-    """A module of the course, which lies beside the notebooks."""
-    spec = importlib.util.spec_from_file_location(f"course_{name}", COURSE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-checks, solutions = beside("checks"), beside("solutions")
-
-
-def wrong_bleu(candidates, references):
-    """The mean over images, which is what one computes first."""
-    pairs = zip(candidates, references, strict=True)
-    return sum(solutions.corpus_bleu([one], [truths]) for one, truths in pairs) / len(candidates)
-
-
-def bleu_without_brevity(candidates, references):
-    padded = [[one for one in truths] for truths in references]
-    matched, possible = [0] * 4, [0] * 4
-    for candidate, captions in zip(candidates, padded, strict=True):
-        for n in range(1, 5):
-            most = Counter()
-            for one in captions:
-                most |= Counter(solutions._ngrams(one, n))
-            matched[n - 1] += (Counter(solutions._ngrams(candidate, n)) & most).total()
-            possible[n - 1] += len(candidate) - n + 1
-    product = 1.0
-    for hit, all_ in zip(matched, possible, strict=True):
-        product *= hit / all_
-    return product**0.25
-
-
-def best_rouge(candidate, references):
-    return max(solutions.rouge_l_of_several(candidate, [one]) for one in references)
-
-
-def frequency_in_captions(references, ngram):
-    return sum(ngram in solutions._ngrams(one, len(ngram)) for captions in references for one in captions)
-
-
-# the check, its solution, a plausible wrong answer, and what the check says to it
+LESSONS = [path.name[:2] for path in ENGLISH]
+# lesson, check, its solution, a plausible wrong answer, and what the check says to it
 EXERCISES = [
-    ("check_bleu", "corpus_bleu", wrong_bleu, "mean of the images' own scores"),
-    ("check_bleu", "corpus_bleu", bleu_without_brevity, "brevity penalty is missing"),
-    ("check_rouge_l", "rouge_l_of_several", best_rouge, "highest precision and the highest recall"),
-    ("check_document_frequency", "document_frequency", frequency_in_captions, "an image with all its captions"),
+    (lesson, *exercise) for lesson in LESSONS for exercise in import_module(f"course.lesson_{lesson}").EXERCISES
 ]
 
 
-def test_every_check_has_a_solution_and_a_wrong_answer():
-    found = {name for name in vars(checks) if name.startswith("check_")}
-    assert found == {check for check, *_ in EXERCISES}
+def check_of(lesson: str, name: str):
+    return getattr(import_module(f"exercises.lesson_{lesson}"), name)
 
 
-@pytest.mark.parametrize(("check", "solution"), sorted({(check, name) for check, name, *_ in EXERCISES}))
-def test_solutions_are_right(check, solution, capsys):
-    getattr(checks, check)(getattr(solutions, solution))
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_check_has_a_solution_and_a_wrong_answer(lesson):
+    found = {name for name in vars(import_module(f"exercises.lesson_{lesson}")) if name.startswith("check_")}
+    assert found == {check for number, check, *_ in EXERCISES if number == lesson}
+
+
+@pytest.mark.parametrize(("lesson", "check", "solution"), sorted({exercise[:3] for exercise in EXERCISES}))
+def test_solutions_are_right(lesson, check, solution, capsys):
+    check_of(lesson, check)(getattr(import_module(f"solutions.lesson_{lesson}"), solution))
     assert capsys.readouterr().out == f"{solution}: right.\n"
 
 
-@pytest.mark.parametrize(("check", "answer", "message"), [(check, wrong, says) for check, _, wrong, says in EXERCISES])
-def test_wrong_answers_are_told_why(check, answer, message):
-    with pytest.raises(checks.WrongAnswer, match=re.escape(message)):
-        getattr(checks, check)(answer)
+@pytest.mark.parametrize(("lesson", "check", "solution", "answer", "message"), EXERCISES)
+def test_wrong_answers_are_told_why(lesson, check, solution, answer, message):
+    with pytest.raises(WrongAnswer, match=re.escape(message)):
+        check_of(lesson, check)(answer)
 
 
-@pytest.mark.parametrize("check", sorted({check for check, *_ in EXERCISES}))
-def test_an_exercise_without_an_answer_stops_nothing(check, capsys):
+@pytest.mark.parametrize(("lesson", "check"), sorted({exercise[:2] for exercise in EXERCISES}))
+def test_an_exercise_without_an_answer_stops_nothing(lesson, check, capsys):
     def unanswered(*inputs):
         pass
 
-    getattr(checks, check)(unanswered)
+    check_of(lesson, check)(unanswered)
     assert "no answer yet" in capsys.readouterr().out
+
+
+def test_shapes_are_tensors_that_go_together():
+    shapes = lessons.load(12, seed=5)
+    assert shapes.pixels.shape == (12, 3, 48, 48) and -1 <= shapes.pixels.min() < 0 < shapes.pixels.max() <= 1
+    assert shapes.features.shape == (12, lessons.GRID[0] * lessons.GRID[1], 64)
+    some = shapes.of(2)
+    assert 0 < len(some) < 12 and all(len(row["objects"]) == 2 for row in some.rows)
+    for row, pixels, features, labels in zip(some.rows, some.pixels, some.features, some.labels, strict=True):
+        place = shapes.rows.index(row)
+        assert torch.equal(pixels, shapes.pixels[place]) and torch.equal(features, shapes.features[place])
+        for caption, ids in zip(row["captions"], labels, strict=True):
+            ids = ids[ids != -100].tolist()
+            assert lessons.TOKENIZER.decode(ids[:-1]) == caption and ids[-1] == lessons.TOKENIZER.eos_token_id
+            assert lessons.TOKENIZER.unk_token_id not in ids
+
+
+def test_a_loop_trains_and_exact_match_counts(capsys):
+    shapes = lessons.load(8, seed=5)
+    weight = torch.nn.Parameter(torch.tensor(3.0))
+    model = torch.nn.ParameterList([weight])
+    losses = lessons.train(model, shapes, steps=20, rate=0.3, images=4, captions=3, loss=squared)
+    assert len(losses) == 20 and losses[-1] < losses[0] / 4
+    assert "step   20: loss" in capsys.readouterr().out
+    captions = [row["captions"][number % 5] for number, row in enumerate(shapes.rows)]
+    captions[3] = captions[3] + " too"
+    assert lessons.exact_matches(captions, shapes).tolist() == [True] * 3 + [False] + [True] * 4
+
+
+def squared(model, batch):
+    assert batch.labels.shape[:2] == (4, 3) and len(batch.rows) == 4
+    return model[0] ** 2
 
 
 def read(path):
@@ -136,7 +132,7 @@ def test_notebooks_import_what_the_extras_bring(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_exercises_of_notebooks_are_known(path):
-    known = {(check, solution) for check, solution, *_ in EXERCISES}
+    known = {(check, solution) for lesson, check, solution, *_ in EXERCISES if lesson == path.name[:2]}
     asked = re.findall(r"^checks\.(\w+)\((\w+)\)$", "\n".join(code_cells(path)), re.MULTILINE)
     assert len(asked) >= 2 and set(asked) <= known
 

@@ -293,9 +293,14 @@ def test_a_notebook_is_executed_when_its_code_is_new(hooks, tmp_path, monkeypatc
     assert "```{ .text .output .no-copy }\n1\n```" in page(count)
     assert "```{ .text .output .no-copy }\n1\n```" in page(count, words="# Other words")
     assert "```{ .text .output .no-copy }\n2\n```" in page(count + "  # changed")
-    (tmp_path / "course" / "helper.py").write_text("")
+    (tmp_path / "course" / "exercises").mkdir()
+    (tmp_path / "course" / "exercises" / "lesson_02.py").write_text("")
+    assert "```{ .text .output .no-copy }\n1\n```" in page(count)
+    (tmp_path / "course" / "exercises" / "lesson_01.py").write_text("")
     assert "```{ .text .output .no-copy }\n3\n```" in page(count)
-    assert {path.name for path in (tmp_path / "course").iterdir()} == {"01.ipynb", "helper.py"}
+    (tmp_path / "course" / "helper.py").write_text("")
+    assert "```{ .text .output .no-copy }\n4\n```" in page(count)
+    assert {path.name for path in (tmp_path / "course").iterdir()} == {"01.ipynb", "exercises", "helper.py"}
     with pytest.raises(hooks.PluginError, match="(?s)01.ipynb: .*ZeroDivisionError: division by zero"):
         page("1 / 0")
 

@@ -1,60 +1,12 @@
-"""
-Tests of the course's exercises. Each takes the reader's function, asks it with inputs of its own, and either prints
-that the answer is right or raises a `WrongAnswer` that says what went wrong, often with the likely reason. A function
-that still returns nothing is no wrong answer: the notebook runs on.
-"""
+"""Captioning and its scores."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 
 from hf_captioner.metrics import bleu, rouge_l
 
-
-class WrongAnswer(AssertionError):
-    """What is wrong with an answer."""
-
-
-class _Unanswered(Exception):
-    pass
-
-
-def _exercise(check: Callable) -> Callable:
-    """A check that prints how it went, and takes an unanswered exercise for no mistake."""
-
-    @functools.wraps(check)
-    def run(answer: Callable) -> None:
-        try:
-            check(answer)
-        except _Unanswered:
-            print(f"{answer.__name__}: no answer yet, the function returns nothing.")
-        else:
-            print(f"{answer.__name__}: right.")
-
-    return run
-
-
-def _ask(answer: Callable, *inputs):
-    result = answer(*inputs)
-    if result is None or result is Ellipsis:
-        raise _Unanswered
-    return result
-
-
-def _say_if(wrong: bool, message: str) -> None:
-    if wrong:
-        raise WrongAnswer(message)
-
-
-def _number(result) -> float:
-    try:
-        return float(result)
-    except (TypeError, ValueError):
-        raise WrongAnswer(f"The answer must be a number, but it is {result!r}.") from None
-
-
-# 01: captioning and its scores
+from . import ask, exercise, number, say_if
 
 _CANDIDATES = [
     "a small red circle".split(),
@@ -68,13 +20,13 @@ _REFERENCES = [
 ]
 
 
-@_exercise
+@exercise
 def check_bleu(answer: Callable) -> None:
     """`answer(candidates, references)`: BLEU-4 of several images together."""
     right = bleu(_CANDIDATES, _REFERENCES)[3]
-    value = _number(_ask(answer, _CANDIDATES, _REFERENCES))
+    value = number(ask(answer, _CANDIDATES, _REFERENCES))
     mean = float(right.per_image.mean())
-    _say_if(
+    say_if(
         abs(value - mean) < 1e-4,
         "This is the mean of the images' own scores. BLEU adds up matches, possible "
         "matches and lengths over all images "
@@ -82,16 +34,16 @@ def check_bleu(answer: Callable) -> None:
     )
     sums = right.statistics.sum(axis=0)
     unpunished = float(right.combine(np.array([*sums[:8], 1e9, sums[9]])))
-    _say_if(
+    say_if(
         abs(value - unpunished) < 1e-4,
         "The brevity penalty is missing: together these captions are shorter than their closest references.",
     )
-    _say_if(
+    say_if(
         abs(value - right.corpus) > 1e-4, f"BLEU-4 of these captions is {right.corpus:.4f}, but you got {value:.4f}."
     )
 
 
-@_exercise
+@exercise
 def check_rouge_l(answer: Callable) -> None:
     """`answer(candidate, references)`: ROUGE-L of one caption with several references."""
     candidate = "a red circle above a blue square".split()
@@ -100,31 +52,31 @@ def check_rouge_l(answer: Callable) -> None:
         "there is a red circle and it lies above a large blue square".split(),
     ]
     right = rouge_l([candidate], [references]).corpus
-    value = _number(_ask(answer, candidate, references))
+    value = number(ask(answer, candidate, references))
     best = max(rouge_l([candidate], [[one]]).corpus for one in references)
-    _say_if(
+    say_if(
         abs(value - best) < 1e-6,
         "This is the best F over the references. COCO's ROUGE-L takes the highest "
         "precision and the highest recall, each "
         "from whichever reference has it, and computes F from these two.",
     )
-    _say_if(abs(value - right) > 1e-6, f"ROUGE-L of this caption is {right:.4f}, but you got {value:.4f}.")
+    say_if(abs(value - right) > 1e-6, f"ROUGE-L of this caption is {right:.4f}, but you got {value:.4f}.")
 
 
-@_exercise
+@exercise
 def check_document_frequency(answer: Callable) -> None:
     """`answer(references, ngram)`: the number of images in whose references the n-gram occurs."""
     for ngram in (("a",), ("red", "circle"), ("green", "circle"), ("purple",)):
-        value = _number(_ask(answer, _REFERENCES, ngram))
+        value = number(ask(answer, _REFERENCES, ngram))
         right = sum(any(ngram in _ngrams(caption, len(ngram)) for caption in image) for image in _REFERENCES)
         captions = sum(ngram in _ngrams(caption, len(ngram)) for image in _REFERENCES for caption in image)
         words = " ".join(ngram)
-        _say_if(
+        say_if(
             value == captions != right,
             f'"{words}" occurs in {captions} captions, but in the captions of {right} images: the '
             "document of CIDEr is an image with all its captions.",
         )
-        _say_if(value != right, f'"{words}" occurs in the captions of {right} images, but you got {value:g}.')
+        say_if(value != right, f'"{words}" occurs in the captions of {right} images, but you got {value:g}.')
 
 
 def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:

@@ -1,9 +1,7 @@
-"""Solutions of the course's exercises. `checks.py` tests them as it tests the reader's."""
+"""Captioning and its scores."""
 
 import math
 from collections import Counter
-
-# 01: captioning and its scores
 
 
 def _ngrams(words, n):

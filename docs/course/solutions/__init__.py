@@ -1,0 +1,1 @@
+"""Solutions of the course's exercises, a file for each lesson, with the functions' names in the notebook."""
