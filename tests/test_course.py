@@ -7,7 +7,9 @@ import sys
 import time
 from importlib import import_module
 
+import lessons
 import pytest
+import torch
 from exercises import WrongAnswer
 from testing import ROOT
 
@@ -58,6 +60,38 @@ def test_an_exercise_without_an_answer_stops_nothing(lesson, check, capsys):
 
     check_of(lesson, check)(unanswered)
     assert "no answer yet" in capsys.readouterr().out
+
+
+def test_shapes_are_tensors_that_go_together():
+    shapes = lessons.load(12, seed=5)
+    assert shapes.pixels.shape == (12, 3, 48, 48) and -1 <= shapes.pixels.min() < 0 < shapes.pixels.max() <= 1
+    assert shapes.features.shape == (12, lessons.GRID[0] * lessons.GRID[1], 64)
+    some = shapes.of(2)
+    assert 0 < len(some) < 12 and all(len(row["objects"]) == 2 for row in some.rows)
+    for row, pixels, features, labels in zip(some.rows, some.pixels, some.features, some.labels, strict=True):
+        place = shapes.rows.index(row)
+        assert torch.equal(pixels, shapes.pixels[place]) and torch.equal(features, shapes.features[place])
+        for caption, ids in zip(row["captions"], labels, strict=True):
+            ids = ids[ids != -100].tolist()
+            assert lessons.TOKENIZER.decode(ids[:-1]) == caption and ids[-1] == lessons.TOKENIZER.eos_token_id
+            assert lessons.TOKENIZER.unk_token_id not in ids
+
+
+def test_a_loop_trains_and_exact_match_counts(capsys):
+    shapes = lessons.load(8, seed=5)
+    weight = torch.nn.Parameter(torch.tensor(3.0))
+    model = torch.nn.ParameterList([weight])
+    losses = lessons.train(model, shapes, steps=20, rate=0.3, images=4, captions=3, loss=squared)
+    assert len(losses) == 20 and losses[-1] < losses[0] / 4
+    assert "step   20: loss" in capsys.readouterr().out
+    captions = [row["captions"][number % 5] for number, row in enumerate(shapes.rows)]
+    captions[3] = captions[3] + " too"
+    assert lessons.exact_matches(captions, shapes).tolist() == [True] * 3 + [False] + [True] * 4
+
+
+def squared(model, batch):
+    assert batch.labels.shape[:2] == (4, 3) and len(batch.rows) == 4
+    return model[0] ** 2
 
 
 def read(path):

@@ -23,15 +23,14 @@ NOTHING = -100
 
 
 def targets(rows: list[dict], grid: int) -> torch.Tensor:
-    """(B, 3, grid * grid): shape, colour and size of the object whose box covers the region's centre, or NOTHING."""
+    """(B, 3, grid * grid): shape, colour and size of the object whose box has the region's centre, or NOTHING."""
     answer = torch.full((len(rows), 3, grid, grid), NOTHING)
     for place, row in enumerate(rows):
         for thing in row["objects"]:
             left, top, right, bottom = (edge * grid / IMAGE_SIZE for edge in thing["box"])
             for kind, (name, values) in enumerate(KINDS):
-                # a region counts when its centre lies in the box, and the one with the object's centre always does
                 x, y = int((left + right) / 2), int((top + bottom) / 2)
-                answer[place, kind, y, x] = values.index(thing[name])
+                answer[place, kind, y, x] = values.index(thing[name])  # where the box has no region's centre
                 for i in range(grid):
                     for j in range(grid):
                         if left <= j + 0.5 < right and top <= i + 0.5 < bottom:
@@ -39,7 +38,7 @@ def targets(rows: list[dict], grid: int) -> torch.Tensor:
     return answer.flatten(2)
 
 
-def main(rows: int = 6000, steps: int = 1500, images: int = 64) -> None:
+def main(rows: int = 2500, steps: int = 400, images: int = 32) -> None:
     torch.manual_seed(0)
     data = list(shapes_dataset(rows, seed=1000))
     processor = CaptionerImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -64,7 +63,7 @@ def main(rows: int = 6000, steps: int = 1500, images: int = 64) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 100 == 0:
+        if step % 50 == 0:
             cnn.eval()
             with torch.no_grad():
                 regions = cnn(pixels[test]).last_hidden_state.flatten(2).mT
@@ -75,7 +74,7 @@ def main(rows: int = 6000, steps: int = 1500, images: int = 64) -> None:
             ]
             print(step, round(loss.item(), 3), "right:", [round(share, 3) for share in right], flush=True)
     cnn.half().save_pretrained(FOLDER)
-    processor.save_pretrained(FOLDER)
+    processor.to_json_file(FOLDER / "preprocessor_config.json")
 
 
 if __name__ == "__main__":
