@@ -20,7 +20,7 @@ def check_shift_right(answer: Callable) -> None:
         torch.equal(result, labels.masked_fill(labels == -100, padding)),
         "These are the labels themselves: at each place the decoder would read the very word that it has to say.",
     )
-    say_if(bool((result == -100).any()), "There is still a -100. It marks a place without a word, and is no word's id.")
+    say_if(bool((result == -100).any()), "There is still a -100. It marks a place without a word and is no id.")
     say_if(not torch.equal(result, right), f"For the labels {labels.tolist()} it is {right.tolist()}, not yours.")
 
 
@@ -33,11 +33,11 @@ def check_causal_mask(answer: Callable) -> None:
         right = torch.arange(keys) <= torch.arange(keys - queries, keys)[:, None]
         say_if(
             torch.equal(result, torch.ones(queries, keys, dtype=torch.bool).tril()) and queries < keys,
-            f"With {queries} queries and {keys} keys, your first query sees the first key alone. But it is word number "
+            f"With {queries} queries and {keys} keys, your first query sees the first key alone. But it is word "
             f"{keys - queries + 1}, and may see all keys in the cache and its own.",
         )
         say_if(torch.equal(result, ~right), "It is the other way round: true is where a query may look.")
-        say_if(not torch.equal(result, right), f"With {queries} queries and {keys} keys, your mask is {result.tolist()}.")
+        say_if(not torch.equal(result, right), f"With {queries} queries and {keys} keys, it is {right.tolist()}.")
 
 
 @exercise
