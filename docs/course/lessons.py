@@ -133,9 +133,9 @@ def exact_matches(captions: list[str], shapes: Shapes) -> np.ndarray:
 
 def draw_map(axes, row: dict, weights, title: str = "") -> None:
     """Draws a map (h, w) over the picture of a row; where the weights are high, the picture stays bright."""
-    size = row["image"].size[0]
+    size, weights = row["image"].size[0], np.asarray(weights)
     axes.imshow(row["image"], extent=(0, size, size, 0))
-    dark = 1 - np.asarray(weights) / max(float(np.max(weights)), 1e-9)
+    dark = 1 - weights / max(weights.max(), 1e-9)
     axes.imshow(np.zeros_like(dark), cmap="gray", alpha=0.8 * dark, extent=(0, size, size, 0), vmin=0, vmax=1)
     axes.set_title(title, fontsize=9)
     axes.axis("off")

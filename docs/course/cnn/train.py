@@ -1,6 +1,7 @@
 """
 Makes the small CNN in this folder, from which the lessons' captioners start as real ones start from a CNN that has
-seen ImageNet: it learns to say what each region shows, which shape of which colour and size, or nothing.
+seen ImageNet: it learns to say what each region shows, which shape of which colour and size, or nothing, and where
+the region lies, which the background's colours tell.
 
     python docs/course/cnn/train.py
 """
@@ -38,7 +39,7 @@ def targets(rows: list[dict], grid: int) -> torch.Tensor:
     return answer.flatten(2)
 
 
-def main(rows: int = 2500, steps: int = 400, images: int = 32) -> None:
+def main(rows: int = 2000, steps: int = 400, images: int = 32) -> None:
     torch.manual_seed(0)
     data = list(shapes_dataset(rows, seed=1000))
     processor = CaptionerImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -47,16 +48,21 @@ def main(rows: int = 2500, steps: int = 400, images: int = 32) -> None:
     with torch.no_grad():
         width, grid = cnn(pixels[:1]).last_hidden_state.shape[1:3]
     answers = targets(data, grid)
-    heads = nn.ModuleList([nn.Linear(width, len(values)) for _, values in KINDS] + [nn.Linear(width, 2)])
+    heads = nn.ModuleList(
+        [nn.Linear(width, len(values)) for _, values in KINDS] + [nn.Linear(width, size) for size in (2, grid, grid)]
+    )
     parameters = [*cnn.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    test = slice(rows - 500, rows)
+    down, right = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
+    test = slice(rows - 300, rows)
     for step in range(1, steps + 1):
-        chosen = torch.randint(rows - 500, (images,))
+        chosen = torch.randint(rows - 300, (images,))
         cnn.train()
         regions = cnn(pixels[chosen]).last_hidden_state.flatten(2).mT
         loss = F.cross_entropy(heads[3](regions).mT, (answers[chosen][:, 0] != NOTHING).long())
+        loss = loss + F.cross_entropy(heads[4](regions).mT, down.expand(images, -1))
+        loss = loss + F.cross_entropy(heads[5](regions).mT, right.expand(images, -1))
         for kind in range(3):
             loss = loss + F.cross_entropy(heads[kind](regions).mT, answers[chosen][:, kind], ignore_index=NOTHING)
         optimizer.zero_grad()
@@ -68,11 +74,13 @@ def main(rows: int = 2500, steps: int = 400, images: int = 32) -> None:
             with torch.no_grad():
                 regions = cnn(pixels[test]).last_hidden_state.flatten(2).mT
             shown = answers[test][:, 0] != NOTHING
-            right = [
+            shares = [
                 (heads[kind](regions).argmax(-1) == answers[test][:, kind])[shown].float().mean().item()
                 for kind in range(3)
             ]
-            print(step, round(loss.item(), 3), "right:", [round(share, 3) for share in right], flush=True)
+            shares += [(heads[4](regions).argmax(-1) == down).float().mean().item()]
+            shares += [(heads[5](regions).argmax(-1) == right).float().mean().item()]
+            print(step, round(loss.item(), 3), "right:", [round(share, 3) for share in shares], flush=True)
     cnn.half().save_pretrained(FOLDER)
     processor.to_json_file(FOLDER / "preprocessor_config.json")
 
