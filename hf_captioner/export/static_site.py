@@ -24,6 +24,7 @@ MODEL_FILES = (
     "config.json",
     "processor_config.json",
 )
+NPM_SECONDS = 900  # for the packages, which a slow connection takes minutes to bring, or for the build
 NODE = "20.19 or newer, but not 21 or 22 before 22.12"  # as vite needs it
 README = """---
 title: Image captioner
@@ -32,7 +33,6 @@ colorFrom: blue
 colorTo: yellow
 sdk: static
 pinned: false
-license: apache-2.0
 ---
 
 Captions photographs in the visitor's browser, by [hf_captioner](https://pypi.org/project/hf-captioner/). Every file
@@ -125,9 +125,20 @@ def find_npm() -> str:
 def run_npm(command: list[str], folder: Path) -> None:
     """
     Raises:
-        InputError: if it fails, with what it says.
+        InputError: if it fails, with what it says, or has not ended after `NPM_SECONDS`.
     """
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=NPM_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"`npm {command[1]}` must end within {NPM_SECONDS} seconds, but it did not") from error
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines()]
         # npm ends with where its log lies, and begins with what went wrong.

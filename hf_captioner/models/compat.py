@@ -98,6 +98,32 @@ class RowsPerImageGenerationMixin(GenerationMixin):
         known = {*inspect.signature(self.model.forward).parameters, *self.model.decoder_options}
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
 
+    def prepare_inputs_for_generation(
+        self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None, **kwargs
+    ):
+        # transformers' own asks for the signature of `forward` at every word, which takes longer than some of its
+        # layers for one image. It is left what is more than to pass on what there is: masks for a cache that was made
+        # at its full length, and a move to another device.
+        is_static = getattr(past_key_values, "is_compileable", False)
+        encoder_outputs = kwargs.get("encoder_outputs")
+        if is_static or encoder_outputs is None or encoder_outputs[0].device != input_ids.device:
+            return super().prepare_inputs_for_generation(
+                input_ids,
+                next_sequence_length=next_sequence_length,
+                past_key_values=past_key_values,
+                attention_mask=attention_mask,
+                **kwargs,
+            )
+        new = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+        given = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        given["decoder_attention_mask"] = kwargs.pop("decoder_attention_mask", None)
+        not_passed_on = {"labels", "inputs_embeds", "is_first_iteration"}
+        return {
+            "decoder_input_ids": new.clone(memory_format=torch.contiguous_format),
+            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in kwargs.items() if name not in not_passed_on},
+        }
+
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         encoder_outputs, cache = model_kwargs["encoder_outputs"], model_kwargs.get("past_key_values")
         is_static = getattr(cache, "is_compileable", False)  # it is made for all rows at once

@@ -56,6 +56,10 @@ class RnnCaptionerConfig(CaptionerConfig):
             ReLU and dropout. By default regions stay as the vision model made them.
         region_dropout (`float`, *optional*): Dropout of these, by default `dropout`.
         context_mlp (`bool`, defaults to `False`): Whether the context vector goes through an MLP before the RNN.
+        context_norm (`bool`, defaults to `False`):
+            With `attention="none"`: whether the context vector is normalised over the images of a batch (Ioffe and
+            Szegedy 2015) before the RNN reads it. What all images have in common then makes no difference, and the
+            vector cannot grow until the RNN's gates no longer tell one image from another.
         cell (`str`, defaults to `"lstm"`): `"lstm"` or `"gru"`.
         num_layers (`int`, defaults to 1):
             RNN layers. Only the first uses attention. As in GNMT (Wu et al. 2016) the layers above it do not feed back
@@ -94,6 +98,7 @@ class RnnCaptionerConfig(CaptionerConfig):
     region_size: int | None = None
     region_dropout: float | int | None = None
     context_mlp: bool = False
+    context_norm: bool = False
     cell: str = "lstm"
     num_layers: int = 1
     dropout: float | int = 0.5
@@ -154,6 +159,8 @@ class RnnCaptionerConfig(CaptionerConfig):
         ignored = {name: getattr(self, name) for name in _ALIGNMENT_FIELDS if name not in used}
         if self.context_mlp and not self.attends:
             ignored["context_mlp"] = self.context_mlp
+        if self.context_norm and self.attends:
+            ignored["context_norm"] = self.context_norm
         if self.region_size is None and not self.comes_from_file:
             ignored["region_dropout"] = self.region_dropout
         if self.attention_sampling == "soft" and self.hard_gradient != "reinforce" and not self.comes_from_file:

@@ -105,6 +105,20 @@ class RnnCaptionerPreTrainedModel(CaptionerPreTrainedModel):
             super()._init_weights(module)
 
 
+class RnnCaptionerContextNorm(nn.BatchNorm1d):
+    """
+    Batch normalisation of context vectors (B, H). In training, too, a single image is normalised by the running
+    statistics: it has no spread of its own.
+    """
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        if self.training and len(context) > 1:
+            return super().forward(context)
+        return nn.functional.batch_norm(
+            context, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 class RnnCaptionerEncoder(nn.Module):
     """Computed once per image: the regions, their keys and values, and the decoder's initial state."""
 
@@ -132,6 +146,7 @@ class RnnCaptionerEncoder(nn.Module):
             self.initial_state = nn.Linear(width, config.num_layers * _NUM_STATES[config.cell] * hidden)
         else:
             self.pooled_mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+            self.context_norm = RnnCaptionerContextNorm(hidden) if config.context_norm else None
 
     def forward(
         self,
@@ -165,7 +180,8 @@ class RnnCaptionerEncoder(nn.Module):
             state = torch.tanh(self.initial_state(mean))
             output.initial_state = state.unflatten(-1, (self.config.num_layers, -1, self.config.hidden_size))
         else:
-            output.context = self.pooled_mlp(mean)
+            context = self.pooled_mlp(mean)
+            output.context = context if self.context_norm is None else self.context_norm(context)
         return output if return_dict or return_dict is None else output.to_tuple()
 
 

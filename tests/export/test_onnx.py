@@ -61,7 +61,7 @@ def exported(tmp_path_factory):
 OFTEN = ("none", "additive", "hard_multi_head", "cnn_transformer_pre_learned", "vit_transformer")
 
 MORE = {
-    "none": {"cell": "gru", "num_layers": 2},
+    "none": {"cell": "gru", "num_layers": 2, "context_norm": True},
     "multi_head": {"cell": "gru"},
     "additive": {"familiarity_rank": 3, "score_temperature": 1.7},
 }

@@ -467,6 +467,10 @@ def test_what_stands_in_the_way_is_said_before_long_work(tmp_path, monkeypatch):
     program(tools / "node", "echo v22.12.0")
     with pytest.raises(InputError, match="`npm ci` failed: npm error network down"):
         static_site.build_site(model, processor, out)
+    program(tools / "npm", "exec /bin/sleep 60")
+    monkeypatch.setattr(static_site, "NPM_SECONDS", 0.1)
+    with pytest.raises(InputError, match="`npm ci` must end within 0.1 seconds"):
+        static_site.build_site(model, processor, out)
     processor.image_processor.resample = 0
     with pytest.raises(InputError, match="filters 1 to 5, got resample 0"):
         static_site.build_site(model, processor, out)

@@ -74,6 +74,7 @@ def refused(changes, field, value):
         (dict(attention="general", attention_size=8), "attention_size"),
         (dict(attention="none", attention_size=8), "attention_size"),
         (dict(attention="none", context_mlp=True), "context_mlp"),
+        (dict(attention="dot", num_attention_heads=None, context_norm=True), "context_norm"),
     ],
 )
 def test_a_field_without_effect_is_refused(changes, field):

@@ -12,7 +12,7 @@ from testing import ROOT
 from testing.tiny_models import SYSTEMS, random_images, tiny_model, tiny_vision, tiny_vit
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from hf_captioner.models.compat import use_eager_attention, with_eager_masks
+from hf_captioner.models.compat import RowsPerImageGenerationMixin, use_eager_attention, with_eager_masks
 
 MODELS = sorted((ROOT / "hf_captioner" / "models").glob("*.py"))
 # Private by their names, but what transformers' documentation tells every model to set, override or read.
@@ -133,3 +133,36 @@ def test_the_prompt_hook_is_used():
     model.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     model.generate(random_images(2), num_beams=3, max_new_tokens=2, decoder_input_ids=torch.full((2, 2), 2))
     assert rows == [2, 6]
+
+
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_a_step_takes_is_what_transformers_would_hand_it(name, beams, use_cache, monkeypatch):
+    model, steps = tiny_model(**SYSTEMS[name]), []
+    ours = RowsPerImageGenerationMixin.prepare_inputs_for_generation
+
+    def both(self, *args, **kwargs):
+        made = ours(self, *args, **kwargs)
+        theirs = GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
+        assert list(made) and set(made) == set(theirs)
+        for key, value in made.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, theirs[key]) and value.stride() == theirs[key].stride()
+            else:
+                assert value is theirs[key]
+        steps.append(made["decoder_input_ids"].shape[1])
+        return made
+
+    monkeypatch.setattr(RowsPerImageGenerationMixin, "prepare_inputs_for_generation", both)
+    prompt = torch.tensor([[2, 5, 4], [2, 7, 4]])
+    model.generate(
+        random_images(2),
+        decoder_input_ids=prompt,
+        decoder_attention_mask=torch.ones_like(prompt),
+        num_beams=beams,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        use_cache=use_cache,
+    )
+    assert steps == ([3, 1, 1] if use_cache else [3, 4, 5])

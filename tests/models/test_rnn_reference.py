@@ -34,6 +34,29 @@ def test_logits_and_weights_equal_the_equations(attention, cell, layers, mlp):
             torch.testing.assert_close(outputs.cross_attentions[0][row], weights)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_context_is_normalised_over_the_images_of_a_batch(cell):
+    model = tiny_model(attention="none", cell=cell, context_norm=True)
+    features = model.vision_encoder(random_images(5))[0].detach()
+    norm, contexts = model.get_encoder().context_norm, []
+    norm.register_forward_pre_hook(lambda module, inputs: contexts.append(inputs[0]))
+    with torch.no_grad():
+        trained = model.train().get_encoder()(image_features=features).context
+        (given,) = contexts
+        deviation = ((given - given.mean(0)) ** 2).mean(0).add(1e-5).sqrt()
+        torch.testing.assert_close(trained, (given - given.mean(0)) / deviation * norm.weight + norm.bias)
+        assert (norm.running_mean - 0.1 * given.mean(0)).abs().max() < 1e-12
+        # One image alone has no spread: it is read as it is after training, in training as well.
+        alone = model.get_encoder()(image_features=features[:1]).context
+        model.eval()
+        torch.testing.assert_close(alone, model.get_encoder()(image_features=features[:1]).context)
+        # And after training every image is read by itself, as the equations say.
+        tokens = torch.randint(0, 40, (5, 4), generator=torch.Generator().manual_seed(3))
+        logits = model(image_features=features, decoder_input_ids=tokens).logits
+        for row in range(5):
+            torch.testing.assert_close(logits[row], row_logits(model, features[row], tokens[row].tolist())[0])
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_is_the_formula(attention, smoothing):

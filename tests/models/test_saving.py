@@ -58,7 +58,7 @@ save_file(found, "found.safetensors")
     [
         dict(attention="multi_head", tie_word_embeddings=True, context_mlp=True),
         dict(attention="additive"),
-        dict(attention="none", tie_word_embeddings=True),
+        dict(attention="none", tie_word_embeddings=True, context_norm=True),
         *TRANSFORMERS.values(),
     ],
 )

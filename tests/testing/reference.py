@@ -97,7 +97,7 @@ def rnn_row_logits(model, regions: torch.Tensor, tokens: list[int]):
         cells = _upper_cells(decoder.layers, config, config.num_layers)
         states, logits = zeros, []
         for step, token in enumerate([None, *tokens]):
-            inputs = encoder.pooled_mlp(mean) if token is None else embed[token]
+            inputs = _context(encoder, mean) if token is None else embed[token]
             for index, cell in enumerate(cells):
                 states[index] = _step(cell, config, inputs, states[index])
                 inputs = states[index][0]
@@ -140,6 +140,16 @@ def rnn_row_logits(model, regions: torch.Tensor, tokens: list[int]):
         logits.append(model.lm_head.weight @ deep)
         weights.append(torch.stack(alphas))
     return torch.stack(logits), torch.stack(weights, dim=1)
+
+
+def _context(encoder, mean: torch.Tensor) -> torch.Tensor:
+    """The one vector of an image (H,), from the mean of its regions (D,)."""
+    first, _, second = encoder.pooled_mlp
+    context = second.weight @ torch.relu(first.weight @ mean + first.bias) + second.bias
+    norm = encoder.context_norm
+    if norm is None:
+        return context
+    return (context - norm.running_mean) / torch.sqrt(norm.running_var + 1e-5) * norm.weight + norm.bias
 
 
 @torch.no_grad()
