@@ -127,13 +127,15 @@ def serve_captions(settings: Settings, address: tuple[str, int], limits: dict, o
             )
         )
         server = CaptionServer(captioner, model_name(settings.model), Limits(**limits), **options)
+        config = configured(server)
+        listener.listen(config.backlog)  # whoever reads the next line may connect; uvicorn answers when it is ready
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         print(f"serving {server.name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)", flush=True)
         if address[0] not in LOCAL and server.api_key is None:
             print("whoever reaches this address can use it; `--api-key` asks for a key", file=sys.stderr)
         # uvicorn repeats the signal when it is through; to be told to stop is no error
         signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(configured(server)).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
     finally:
         listener.close()
 

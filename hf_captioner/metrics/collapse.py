@@ -47,9 +47,9 @@ def collapse_checks(
         - `bad_ending_rate`: share of captions for which [`ends_badly`] is true.
         - `repetition_rate`: share of captions that say some three words in succession more than once.
         - `cider_d` and `cider_d_shuffled`: of the captions, and of the same captions assigned to other images. The
-          second is much lower if captions depend on their image.
+            second is much lower if captions depend on their image.
         - `image_use`, `image_use_low` and `image_use_high`: CIDEr-D less the mean of five captions made for other
-          images, and its 95 % interval, which includes 0 if captions do not depend on their image.
+            images, and its 95 % interval, which includes 0 if captions do not depend on their image.
 
     Raises:
         ValueError: there are no predictions, or more or fewer than references.

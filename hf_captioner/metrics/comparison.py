@@ -168,9 +168,9 @@ def agreement(
     Returns:
         - `same`: share of images with the same caption, word for word;
         - `word_overlap`: mean over images of the number of distinct words in both captions, divided by that of
-          distinct words in either (two empty captions overlap as a whole);
+            distinct words in either (two empty captions overlap as a whole);
         - `mutual_cider_d`: mean over images of CIDEr-D (0 to 10) with the other's caption as the only reference, and
-          over both directions.
+            over both directions.
 
     Raises:
         ValueError: one captioner has more captions than the other.

@@ -10,7 +10,7 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from .attention import rows_per_image
 
@@ -99,8 +99,13 @@ class RowsPerImageGenerationMixin(GenerationMixin):
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
 
     def prepare_inputs_for_generation(
-        self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None, **kwargs
-    ):
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         # transformers' own asks for the signature of `forward` at every word, which takes longer than some of its
         # layers for one image. It is left what is more than to pass on what there is: masks for a cache that was made
         # at its full length, and a move to another device.
