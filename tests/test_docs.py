@@ -88,7 +88,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("built") / "site"
     environment = {**os.environ, "HF_CAPTIONER_EXECUTE": "0", "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-c", MKDOCS, "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-c", MKDOCS, "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
