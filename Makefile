@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+# The tests of a file stay in one process (loadfile), so that what they share, a built page or a trained captioner, is made
+# once.
+PYTEST := -m pytest -n auto --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: setup quickstart results test test-fast test-all doctest faults test-oldest test-main coverage style hooks wheel dist bench browser docs
@@ -69,22 +72,20 @@ $(RESULTS)/%/evaluation/metrics.json: $(RESULTS)/%/training.json
 
 .SECONDARY: # without it make deletes training.json, which only led to metrics.json
 
-# The tests of a file stay in one process (loadfile), so that what they share, a built page or a trained captioner, is made
-# once.
 test: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/python tests/transformers_common/fetch.py
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/python $(PYTEST)
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist loadfile -m "not slow" --ignore tests/transformers_common
+	OMP_NUM_THREADS=1 $(RUN)/python $(PYTEST) -m "not slow" --ignore tests/transformers_common
 
 # Every test, those that take minutes too.
 test-all: setup
 	$(RUN)/python tests/transformers_common/fetch.py
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist loadfile -m ""
+	OMP_NUM_THREADS=1 $(RUN)/python $(PYTEST) -m ""
 
 # The examples of all docstrings; NAME=bleu runs those of one name.
 doctest: setup
@@ -95,7 +96,7 @@ faults: setup
 	rm -f outputs/faults.jsonl
 	mkdir -p outputs
 	HF_CAPTIONER_FAULTS=$(CURDIR)/outputs/faults.jsonl OMP_NUM_THREADS=1 \
-		$(RUN)/python -m pytest -n auto --dist loadfile -m "" tests/reliability; status=$$?; \
+		$(RUN)/python $(PYTEST) -m "" tests/reliability; status=$$?; \
 		$(RUN)/python tests/testing/faults.py outputs/faults.jsonl docs/reliability.md && exit $$status
 
 # Our tests with the oldest versions that are allowed, in an environment of their own.
@@ -104,7 +105,7 @@ test-oldest:
 	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
 	$(OLDEST) -m pip install -q -c constraints-oldest.txt torch
 	$(OLDEST) -m pip install -q -c constraints-oldest.txt -e ".[dev]"
-	OMP_NUM_THREADS=1 $(OLDEST) -m pytest -n auto --dist loadfile --ignore tests/transformers_common
+	OMP_NUM_THREADS=1 $(OLDEST) $(PYTEST) --ignore tests/transformers_common
 
 # Our tests with transformers' development version, and what it may need newer versions of, in an environment of its own.
 test-main: MAIN := .venv-main/bin/python
@@ -114,12 +115,12 @@ test-main:
 	grep -vE '^(accelerate|huggingface_hub|safetensors|tokenizers|transformers)==' constraints.txt > .venv-main/constraints.txt
 	$(MAIN) -m pip install -q -c .venv-main/constraints.txt torch
 	$(MAIN) -m pip install -q -c .venv-main/constraints.txt -e ".[dev]" "transformers @ $(TRANSFORMERS)"
-	OMP_NUM_THREADS=1 $(MAIN) -m pytest -n auto --dist loadfile --ignore tests/transformers_common
+	OMP_NUM_THREADS=1 $(MAIN) $(PYTEST) --ignore tests/transformers_common
 
 # How much of the package the tests reach, those in fresh processes included; TESTS=tests/metrics measures a part.
 coverage: setup
 	$(RUN)/python tests/transformers_common/fetch.py
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN)/python $(PYTEST) --cov --cov-report=term $(TESTS)
 
 style: setup
 	$(RUN)/ruff check --fix .

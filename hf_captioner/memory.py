@@ -1,6 +1,7 @@
-"""How the process keeps its memory."""
+"""How a process keeps its memory, and how much that is."""
 
 import ctypes
+from pathlib import Path
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -28,3 +29,16 @@ def keep_freed_memory() -> bool:
         mallopt(parameter, value) == 1
         for parameter, value in [(_MMAP_MAX, 0), (_TRIM_THRESHOLD, largest), (_TOP_PAD, 2**26)]
     )
+
+
+def memory_of(kind: str, process: int | None = None) -> float:
+    """
+    What Linux says of the memory of a process, in MB, or NaN where the system does not tell.
+
+    Args:
+        kind: `"VmRSS"`, what it has now, or `"VmHWM"`, the most that it has had; see proc(5).
+        process: its number, by default this one.
+    """
+    status = Path(f"/proc/{'self' if process is None else process}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(f"{kind}:")), float("nan"))

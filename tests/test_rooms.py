@@ -76,6 +76,14 @@ def test_imports_run_one_way(path):
         assert "models" not in others
 
 
+def test_pictures_have_the_same_formats_in_both_lists():
+    """models/ imports nothing from elsewhere, nor data and metrics anything from there, so the list stands twice."""
+    from hf_captioner import files
+    from hf_captioner.models import image_reading
+
+    assert files.FORMATS == image_reading.FORMATS
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
 def test_models_is_flat(path):
     """`from .file import Name` and nothing else: so transformers finds the files that a checkpoint needs."""

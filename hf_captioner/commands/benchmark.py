@@ -27,10 +27,10 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,8 +40,10 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..errors import InputError, brief
 from ..files import replacing
+from ..memory import memory_of
 from . import benchmark_export, benchmark_speed, run
 from .benchmark_loops import (
+    LEAST_ROUNDS,
     SYSTEMS,
     TutorialCaptioner,
     bare_search,
@@ -50,6 +52,7 @@ from .benchmark_loops import (
     build,
     encoder_decoder_loss,
     encoder_decoder_search,
+    in_turns,
     searched,
     vision_encoder_decoder,
 )
@@ -58,7 +61,6 @@ from .parsing import CommandParser
 PARTS = ("decoding", "training", "growth", "memory", "files", "export")
 OURS, BARE, TUTORIAL, VED, BLIP = "ours", "bare loop", "tutorial's loop", "VisionEncoderDecoderModel", "BLIP"
 GROWING = {"images": (1, 8, 32, 128), "beams": (1, 2, 5, 10), "words": (7, 14, 28, 56), "regions": (49, 100, 196, 400)}
-LEAST_ROUNDS = 3  # however long they take
 
 
 @dataclass(kw_only=True)
@@ -152,18 +154,8 @@ class Comparison:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, args: Arguments) -> None:
-        self.seconds = {name: [] for name in self.runs}
-        end = time.monotonic() + args.seconds
-        for round_ in range(args.rounds + 1):
-            for name, (function, _) in self.runs.items():
-                start = time.perf_counter()
-                function()
-                if args.device != "cpu":
-                    torch.accelerator.synchronize()
-                if round_:  # the first warms up
-                    self.seconds[name].append(time.perf_counter() - start)
-            if round_ >= LEAST_ROUNDS and time.monotonic() > end:
-                break
+        runs = {name: function for name, (function, _) in self.runs.items()}
+        self.seconds = in_turns(runs, args.rounds, args.device, args.seconds)
 
     def per_image(self, name: str) -> list[float]:
         return [seconds / self.runs[name][1] for seconds in self.seconds[name]]
@@ -191,18 +183,18 @@ def decoding(args: Arguments) -> Iterator[Comparison]:
             if system == "vit_transformer":
                 theirs = vision_encoder_decoder(width, args.sizes).to(args.device)
                 blip = blip_decoder(width, args.sizes).to(args.device)
-                peers[VED] = (bound(encoder_decoder_search, theirs), args.peers_batch)
-                peers[BLIP] = (bound(blip_search, blip), args.peers_batch)
+                peers[VED] = (partial(encoder_decoder_search, theirs), args.peers_batch)
+                peers[BLIP] = (partial(blip_search, blip), args.peers_batch)
             for images in args.batches:
                 features = torch.randn(images, length, width, device=args.device)
                 for beams in (1, args.beams):
                     runs = {
-                        OURS: (bound(searched, model, features, args.tokens, beams), images),
-                        BARE: (bound(bare_search, model, features, args.tokens, beams), images),
+                        OURS: (partial(searched, model, features, args.tokens, beams), images),
+                        BARE: (partial(bare_search, model, features, args.tokens, beams), images),
                     }
                     for name, (search, most) in peers.items():
                         some = features[:most]
-                        runs[name] = (bound(search, some, args.tokens, beams), len(some))
+                        runs[name] = (partial(search, some, args.tokens, beams), len(some))
                     what = dict(system=system, regions=regions, batch=images, search=search_name(beams))
                     yield Comparison({"part": "decoding", **what}, runs)
 
@@ -246,18 +238,14 @@ def growth(args: Arguments) -> Iterator[Comparison]:
                 of = {**usual, name: value}
                 features = torch.randn(of["images"], of["regions"], width, device=args.device)
                 runs = {
-                    OURS: (bound(searched, model, features, of["words"], of["beams"]), 1),
-                    BARE: (bound(bare_search, model, features, of["words"], of["beams"]), 1),
+                    OURS: (partial(searched, model, features, of["words"], of["beams"]), 1),
+                    BARE: (partial(bare_search, model, features, of["words"], of["beams"]), 1),
                 }
                 yield Comparison({"part": "growth", "system": system, "grows": name, "to": value, **of}, runs)
 
 
 def search_name(beams: int) -> str:
     return "greedy" if beams == 1 else f"beam {beams}"
-
-
-def bound(function: Callable, *arguments) -> Callable:
-    return lambda *more: function(*arguments, *more)
 
 
 def step(loss: Callable, model, features: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -287,8 +275,8 @@ def memory(args: Arguments) -> list[dict]:
                 peaks[search_name(beams)] = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else None
             greedy, beam = peaks.values()
             ratio = beam / greedy if greedy and beam else None
-            found.append({"part": "memory", "system": name, "regions": regions, "batch": images, "MB": peaks})
-            found[-1]["beam / greedy"] = ratio
+            what = {"part": "memory", "system": name, "regions": regions, "batch": images}
+            found.append({**what, "MB": peaks, "beam / greedy": ratio})
     return found
 
 
@@ -309,15 +297,9 @@ def peak_of(args: Arguments, work: dict) -> float:
         search(model, features, args.tokens, beams)
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on (proc(5))
-    before = status("VmRSS")
+    before = memory_of("VmRSS")
     search(model, features, args.tokens, beams)
-    return status("VmHWM") - before
-
-
-def status(name: str) -> float:
-    """A size in MB, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1000
+    return memory_of("VmHWM") - before
 
 
 def files(args: Arguments) -> dict:

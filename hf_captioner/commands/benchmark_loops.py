@@ -1,5 +1,8 @@
 """What `generate()` and a training step are timed beside: a bare loop, a tutorial's loop, models of transformers."""
 
+import time
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import (
@@ -23,6 +26,7 @@ from .. import (
 )
 
 START, PAD = 2, 1
+LEAST_ROUNDS = 3  # however long they take
 # name: how its configuration differs
 SYSTEMS = {
     "none": {"attention": "none"},
@@ -33,6 +37,41 @@ SYSTEMS = {
     "cnn_transformer": {},
     "vit_transformer": {"encoder_layers": 0},
 }
+
+
+def in_turns(
+    runs: dict[str, Callable[[], object]], rounds: int, device: str, seconds: float = float("inf")
+) -> dict[str, list[float]]:
+    """
+    Times all that is compared, one after the other in every round; a first round warms up.
+
+    Args:
+        runs: by name, what is timed.
+        rounds: how many, without the first.
+        device: on which they run.
+        seconds: after which no round begins, if there are `LEAST_ROUNDS`.
+
+    Returns:
+        the seconds of every round.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.monotonic() + seconds
+    for round_ in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            if round_:
+                found[name].append(time.perf_counter() - start)
+        if round_ >= LEAST_ROUNDS and time.monotonic() > end:
+            break
+    return found
+
+
+def of_length(tokens: int, num_beams: int) -> dict:
+    """Options of `generate()` for captions of so many tokens."""
+    return dict(max_new_tokens=tokens, min_new_tokens=tokens, num_beams=num_beams, do_sample=False)
 
 
 def build(system: str, width: int, sizes: dict[str, int]) -> PreTrainedModel:
@@ -60,8 +99,7 @@ def build(system: str, width: int, sizes: dict[str, int]) -> PreTrainedModel:
 
 def searched(model: PreTrainedModel, features: torch.Tensor, tokens: int, num_beams: int) -> torch.Tensor:
     """What our `generate()` says of regions (B, L, D): (B, T)."""
-    settings = dict(max_new_tokens=tokens, min_new_tokens=tokens, num_beams=num_beams, do_sample=False)
-    return model.generate(image_features=features, **settings)[:, 1:]
+    return model.generate(image_features=features, **of_length(tokens, num_beams))[:, 1:]
 
 
 @torch.no_grad()
@@ -175,16 +213,21 @@ def vision_encoder_decoder(width: int, sizes: dict[str, int]) -> VisionEncoderDe
         is_decoder=True,
         add_cross_attention=True,
     )
-    model = VisionEncoderDecoderModel(encoder=ViTModel(vision, add_pooling_layer=False), decoder=BertLMHeadModel(text))
+    return encoder_decoder(vision, BertLMHeadModel(text)).eval()
+
+
+def encoder_decoder(vision: ViTConfig, decoder: PreTrainedModel) -> VisionEncoderDecoderModel:
+    """transformers' model of a ViT and a decoder; no caption ends before its last token."""
+    model = VisionEncoderDecoderModel(encoder=ViTModel(vision, add_pooling_layer=False), decoder=decoder)
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = START
     model.config.pad_token_id = model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
-    return model.eval()
+    return model
 
 
 def encoder_decoder_search(model, features: torch.Tensor, tokens: int, num_beams: int) -> torch.Tensor:
-    settings = dict(max_new_tokens=tokens, min_new_tokens=tokens, num_beams=num_beams, do_sample=False)
-    return model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=features), **settings)[:, 1:]
+    given = BaseModelOutput(last_hidden_state=features)
+    return model.generate(encoder_outputs=given, **of_length(tokens, num_beams))[:, 1:]
 
 
 def encoder_decoder_loss(model, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -216,8 +259,6 @@ def blip_decoder(width: int, sizes: dict[str, int]) -> BlipTextLMHeadModel:
 def blip_search(model, features: torch.Tensor, tokens: int, num_beams: int) -> torch.Tensor:
     """As `BlipForConditionalGeneration.generate` calls it."""
     start = torch.full((len(features), 1), START, device=features.device)
-    settings = dict(max_new_tokens=tokens, min_new_tokens=tokens, num_beams=num_beams, do_sample=False)
     seen = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
-    return model.generate(
-        input_ids=start, encoder_hidden_states=features, encoder_attention_mask=seen, pad_token_id=PAD, **settings
-    )[:, 1:]
+    given = dict(encoder_hidden_states=features, encoder_attention_mask=seen, pad_token_id=PAD)
+    return model.generate(input_ids=start, **given, **of_length(tokens, num_beams))[:, 1:]

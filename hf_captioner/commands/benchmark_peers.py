@@ -18,8 +18,8 @@ of the system, which makes the copies of their beam search cheaper.
 import copy
 import json
 import statistics
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,13 +30,13 @@ from transformers import (
     GPT2LMHeadModel,
     VisionEncoderDecoderModel,
     ViTConfig,
-    ViTModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from .. import TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration
 from ..sharing import convert_model
 from . import run
+from .benchmark_loops import PAD, START, encoder_decoder, in_turns, of_length
 from .parsing import CommandParser
 
 
@@ -102,16 +102,11 @@ def converted(args: Arguments, shape: dict[str, int], vision: ViTConfig) -> dict
         n_inner=shape["intermediate_size"],
         is_decoder=True,
         add_cross_attention=True,
-        bos_token_id=2,
+        bos_token_id=START,
         eos_token_id=3,
-        pad_token_id=1,
+        pad_token_id=PAD,
     )
-    theirs = VisionEncoderDecoderModel(
-        encoder=ViTModel(vision, add_pooling_layer=False), decoder=GPT2LMHeadModel(text)
-    )
-    theirs.config.decoder_start_token_id = 2
-    theirs.config.pad_token_id = theirs.generation_config.pad_token_id = 1
-    theirs.generation_config.decoder_start_token_id = 2
+    theirs = encoder_decoder(vision, GPT2LMHeadModel(text))
     return {"ours": convert_model(theirs), "VisionEncoderDecoderModel": theirs}
 
 
@@ -129,12 +124,7 @@ def of_equal_sizes(args: Arguments, shape: dict[str, int], vision: ViTConfig) ->
         )
     )
     text = BertConfig(**shape, vocab_size=args.vocab_size, is_decoder=True, add_cross_attention=True)
-    theirs = VisionEncoderDecoderModel(
-        encoder=ViTModel(vision, add_pooling_layer=False), decoder=BertLMHeadModel(text)
-    )
-    theirs.config.decoder_start_token_id = 2
-    theirs.config.pad_token_id = theirs.generation_config.pad_token_id = 1
-    theirs.generation_config.decoder_start_token_id = 2
+    theirs = encoder_decoder(vision, BertLMHeadModel(text))
     return {"ours": ours, "VisionEncoderDecoderModel": theirs}
 
 
@@ -161,8 +151,7 @@ def caption(model, encoder_outputs, tokens: int, num_beams: int) -> torch.Tensor
     """Captions (B, 1 + T) of B images from `get_encoder()`'s output."""
     model.eval()
     images = len(encoder_outputs.last_hidden_state)
-    settings = dict(max_new_tokens=tokens, min_new_tokens=tokens, num_beams=num_beams, do_sample=False)
-    sequences = model.generate(encoder_outputs=copy.copy(encoder_outputs), **settings)
+    sequences = model.generate(encoder_outputs=copy.copy(encoder_outputs), **of_length(tokens, num_beams))
     assert sequences.shape == (images, 1 + tokens), sequences.shape
     return sequences
 
@@ -194,7 +183,6 @@ def measure(args: Arguments) -> tuple[dict[str, dict[str, list[float]]], dict[st
             models[name], optimizers[name], pixels, labels
         ),
     }
-    seconds: dict[str, dict[str, list[float]]] = {work: {name: [] for name in models} for work in works}
     same = {}
     if args.decoder == "gpt2":
         for num_beams in (1, args.beams):
@@ -202,15 +190,10 @@ def measure(args: Arguments) -> tuple[dict[str, dict[str, list[float]]], dict[st
                 caption(models[name], encode(models[name], features), args.tokens, num_beams) for name in models
             )
             same["greedy" if num_beams == 1 else f"beam {num_beams}"] = int((ours == theirs).all(dim=1).sum())
-    for work, run_once in works.items():
-        for round_ in range(args.rounds + 1):
-            for name in models:
-                start = time.perf_counter()
-                run_once(name)
-                if args.device != "cpu":
-                    torch.accelerator.synchronize()
-                if round_:  # the first warms up
-                    seconds[work][name].append(time.perf_counter() - start)
+    seconds = {
+        work: in_turns({name: partial(run_once, name) for name in models}, args.rounds, args.device)
+        for work, run_once in works.items()
+    }
     return seconds, same
 
 

@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.caption_files import COLUMNS, SOME, SUFFIXES, write_captions
-from ..data.image_files import ImageFile, ImageFiles, Part, images_of
+from ..data.image_files import ImageFiles, Part, images_of, size_of
 from ..errors import InputError, brief
 from ..files import replacing
 from ..memory import keep_freed_memory
@@ -341,10 +341,6 @@ def _on_actors(parts: dict[str, Part], arguments: list, count: int, cpus: int, g
         num_gpus=gpus,
     )
     yield from done.iter_rows()
-
-
-def size_of(part: Part) -> int:
-    return sum(1 if isinstance(one, ImageFile) else len(one) for one in part)
 
 
 def _wanted(settings: Settings) -> set[str]:

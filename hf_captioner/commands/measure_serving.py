@@ -18,7 +18,6 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import torch
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import PHOTOGRAPHS
 from ..errors import InputError
+from ..memory import memory_of
 from ..models.image_reading import to_rgb
 from . import run
 from .inputs import read_captions
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             counts = dict(line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines())
             batches = float(counts["hf_captioner_batch_images_count"])
             found[size].batch = float(counts["hf_captioner_batch_images_sum"]) / batches
-            found[size].memory = largest_memory(process)
+            found[size].memory = memory_of("VmHWM", process.pid)
     print(table(found, args))
 
 
@@ -121,13 +121,6 @@ async def ask(url: str, contents: list[bytes], clients: int) -> list[tuple[str |
     async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=clients)) as client:
         await asyncio.gather(*(one_client(client) for _ in range(clients)))
     return [found[place] for place in range(len(contents))]
-
-
-def largest_memory(process: subprocess.Popen) -> float:
-    """MB, or NaN where the system does not tell."""
-    status = Path(f"/proc/{process.pid}/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
 def table(found: dict[int, Measured], args: Arguments) -> str:

@@ -130,6 +130,11 @@ def images_of(part: Part) -> Iterator[ImageFile]:
     return chain.from_iterable([one] if isinstance(one, ImageFile) else one for one in part)
 
 
+def size_of(part: Part) -> int:
+    """How many images that is; tables are not read for it."""
+    return sum(1 if isinstance(one, ImageFile) else len(one) for one in part)
+
+
 class ImageFiles:
     """
     Finds images, each once however often it is named.
@@ -163,7 +168,7 @@ class ImageFiles:
             raise InputError(f"`INPUT` must hold images, got none in {', '.join(inputs)}")
 
     def __len__(self) -> int:
-        return sum(1 if isinstance(one, ImageFile) else len(one) for one in self._found)
+        return size_of(self._found)
 
     def __iter__(self) -> Iterator[ImageFile]:
         return images_of(self._found)
