@@ -100,6 +100,7 @@ def test_it_abstains_on_what_is_no_photograph(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.data
 def test_it_says_something_of_nearly_every_photograph(data_folder):
     """Of those that it was trained on, and of others, turned, grey and badly compressed."""

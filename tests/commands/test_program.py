@@ -189,7 +189,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path):
     CaptionerProcessor(CaptionerImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(
         tmp_path / "model"
     )
-    count = 400  # enough that a busy machine, too, is not through before it is stopped
+    count = 200  # enough that a busy machine, too, is not through before it is stopped
     for index, image in enumerate(shapes_dataset(count)["image"]):
         image.save(tmp_path / f"{index}.png")
     parts = ["caption", ".", "--model", "model", "--output", "out.csv", "--batch-size", "1"]

@@ -656,6 +656,7 @@ def test_both_spellings_of_options():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_together_is_faster_than_one_by_one(model, capsys):
     """By the command that measures it; a tiny captioner spends most of its time on what a batch does once."""
     measure_serving.main(["--model", model, "--data", "shapes:rows=32,seed=1", "--requests", "96", "--rounds", "2"])

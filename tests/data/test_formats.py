@@ -311,7 +311,7 @@ def test_the_same_source_is_the_same_data_set_in_every_process(tmp_path):
         "print(rows.column_names, [digest.hex() for digest in image_digests(images)])"
     )
     seen = set()
-    for seed in ("1", "2", "3", "4"):
+    for seed in ("1", "2", "3"):
         environment = {
             **os.environ,
             "PYTHONHASHSEED": seed,

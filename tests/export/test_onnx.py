@@ -58,7 +58,7 @@ def exported(tmp_path_factory):
 
 
 # An export takes seconds: of kinds that differ little, one is tried every time and the others in the long run.
-OFTEN = ("none", "additive", "hard_multi_head", "cnn_transformer_pre_learned", "vit_transformer")
+OFTEN = ("none", "hard_multi_head", "cnn_transformer_pre_learned")
 
 MORE = {
     "none": {"cell": "gru", "num_layers": 2, "context_norm": True},

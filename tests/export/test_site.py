@@ -298,7 +298,9 @@ def test_images_are_prepared_as_by_pillow(resample, site, serve, open_page, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, kind", [("none", "word"), ("vit_transformer", "bpe")])
+@pytest.mark.parametrize(
+    "name, kind", [("none", "word"), pytest.param("vit_transformer", "bpe", marks=pytest.mark.long)]
+)
 def test_it_serves_any_captioner(name, kind, site, serve, open_page, tmp_path):
     """One that does not attend; and one with another kind of state and of words."""
     processor = tiny_processor()

@@ -52,7 +52,7 @@ save_file(found, "found.safetensors")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hide", [True, False])
+@pytest.mark.parametrize("hide", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "settings",
     [

@@ -228,7 +228,7 @@ Path({out!r}, f"seen{{rank}}.json").write_text(json.dumps(dict(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("iterable", [False, True])
+@pytest.mark.parametrize("iterable", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_two_processes_keep_captions_with_their_image(tmp_path, iterable):
     script = tmp_path / "two.py"
     script.write_text(

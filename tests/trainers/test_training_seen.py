@@ -40,6 +40,8 @@ KINDS = {
     "cached": dict(model_config=json.dumps(TINY), freeze_vision=True, feature_cache="features"),
     "text only": dict(model_config=json.dumps(TINY), predict_with_generate=False, metric_for_best_model="loss"),
 }
+# Tried every time; the others, which take seconds each, in the long run.
+OFTEN = ("additive", "transformer", "by reward")
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -49,7 +51,9 @@ def events(folder: Path) -> EventAccumulator:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in OFTEN else pytest.mark.long) for kind in KINDS]
+)
 def test_tensorboard_gets_the_same_eight_images_at_each_evaluation(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = []
