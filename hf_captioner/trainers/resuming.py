@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback
 
 from ..compat import TrainerInternals
@@ -107,11 +108,18 @@ class ResumingTrainer(TrainerInternals, Seq2SeqTrainer):
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        _draw_apart(loader, seed + epoch)
         if isinstance(self.data_collator, CaptionCollator):
             self.data_collator.set_epoch(seed, epoch)
         if isinstance(self.train_dataset, DrawnRows):
             self.train_dataset.begin_epoch(seed, epoch)
         return True
+
+    def get_eval_dataloader(self, *args, **kwargs) -> Any:
+        """As in transformers."""
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        _draw_apart(loader, self.args.seed)
+        return loader
 
     def _stopped_early(self) -> bool:
         found = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
@@ -130,6 +138,14 @@ class ResumingTrainer(TrainerInternals, Seq2SeqTrainer):
         if "train_loss" in logs:
             logs["train_loss"] = self.running_loss["logged"] / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
+
+
+def _draw_apart(loader: Any, seed: int) -> None:
+    """
+    A loader draws a seed for its workers whenever it is read, or only once if they stay: from now on by a generator of
+    its own, so that dropout does not depend on its workers.
+    """
+    getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(seed)
 
 
 class _Resuming(TrainerCallback):

@@ -254,6 +254,16 @@ def test_two_processes_keep_captions_with_their_image(tmp_path, iterable):
     assert first["loss"] == second["loss"] == pytest.approx(loss_by_a_slow_loop(alone, dataset, processor), rel=1e-6)
 
 
+def test_reading_data_draws_nothing_that_dropout_draws_from(tmp_path):
+    """A loader draws a seed for its workers in every epoch, but only once if they stay."""
+    trainer, _, _ = setup(tmp_path)
+    before = torch.get_rng_state()
+    loader = trainer.get_train_dataloader()
+    trainer.begin_epoch(0, loader)
+    assert len(list(loader)) > 0 and len(list(trainer.get_eval_dataloader())) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_trainer_does_not_change_the_model_it_evaluates(tmp_path):
     trainer, _, _ = setup(tmp_path)
     before = copy.deepcopy(trainer.model.state_dict())
