@@ -363,6 +363,7 @@ def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[
         ) from error
     if not rows:
         raise InputError(f"`source` must have at least one row, got none in {path}")
+    _check_names(path, header)
     if not bad and "\0" not in text:
         return None
     return {name: [row[place] or None for row in rows] for place, name in enumerate(header)}
@@ -411,10 +412,17 @@ def _is_object(line: str) -> bool:
     return isinstance(_object(line), dict)
 
 
+def _check_names(path: Path, columns: Iterable[str]) -> None:
+    for name in columns:
+        if "\0" in name:  # Arrow reads a name no further
+            raise InputError(f"`source` must have names of columns without NUL, got {name!r} in {path}")
+
+
 def _from_rows(path: Path, rows: list[dict]) -> Dataset:
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     if not columns:
         raise InputError(f"`source` must have at least one row, got none in {path}")
+    _check_names(path, columns)
     try:
         return Dataset.from_dict(columns)
     except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:

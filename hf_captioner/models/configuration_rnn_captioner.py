@@ -188,12 +188,13 @@ class RnnCaptionerConfig(CaptionerConfig):
     def validate_rnn_sizes(self) -> None:
         """Layers, widths and heads are bounded and fit together."""
         for name, largest in (
+            ("hidden_size", MAX_WIDTH),  # before what may come from it
             ("num_layers", MAX_LAYERS),
             ("num_attention_heads", MAX_HEADS),
             ("attention_size", MAX_WIDTH),
             ("region_size", MAX_WIDTH),
         ):
-            if getattr(self, name) is not None or name == "num_layers":
+            if getattr(self, name) is not None or name in ("hidden_size", "num_layers"):
                 check_size(name, getattr(self, name), largest)
         if self.num_attention_heads is not None and self.attention_size % self.num_attention_heads:
             raise ValueError(

@@ -223,7 +223,9 @@ def configurations(family, changes):
 def test_configurations(cases, faults):
     families = st.sampled_from([RnnCaptionerConfig, TransformerCaptionerConfig])
     changes = st.dictionaries(st.sampled_from(FIELDS), JUNK, min_size=1, max_size=2)
-    fuzz(configurations, {"family": families, "changes": changes}, cases, faults, note="refused by name, or kept")
+    examples = [{"family": RnnCaptionerConfig, "changes": {"hidden_size": 0}}]
+    note = "refused by name, or kept"
+    fuzz(configurations, {"family": families, "changes": changes}, cases, faults, examples, note)
 
 
 # Tables
@@ -337,6 +339,7 @@ def test_tables(cases, faults, folder):
     text_suffixes = st.sampled_from([".csv", ".tsv", ".txt", ".json", ".jsonl"])
     examples = [{"content": content, "suffix": ".json"} for content in (b"null", b"3", b"[" * 100_000, b'"a')]
     examples += [{"content": content, "suffix": ".csv"} for content in (b"\x00\nimage\nimage", b'"\n"')]
+    examples += [{"content": b"\t\x00\n#0\t", "suffix": ".tsv"}]
     examples += [{"content": b'image,caption\na.png,"a\n', "suffix": ".csv"}, {"content": b"", "suffix": ".tsv"}]
     fuzz(bound(bytes_of_a_table, folder), {"content": SCRAPS, "suffix": text_suffixes}, cases, faults, examples, note)
 
