@@ -41,6 +41,26 @@ def asked_dtype(model: PreTrainedModel) -> "str | torch.dtype | None":
     return getattr(model, "_asked_dtype", model.dtype)
 
 
+def check_stored(config: PreTrainedConfig, stored: int) -> None:
+    """
+    Refuses before hundreds of layers are built what [`WholeWeightsMixin`] refuses when they are: a layer has more
+    numbers than its width squared, and a byte holds two numbers at most.
+
+    Args:
+        config: of a captioner.
+        stored: bytes that the files of its weights have.
+
+    Raises:
+        ValueError: if they can't be half of what the configuration describes.
+    """
+    least = config.num_hidden_layers * config.hidden_size**2
+    if least - 2 * stored > max(2 * stored, _FEW):
+        raise ValueError(
+            f"the weights must be those that the configuration describes, got {stored:,} bytes for "
+            f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+        )
+
+
 class WholeWeightsMixin(PreTrainedModel):
     """
     A `PreTrainedModel` that refuses a folder whose configuration describes far more weights than it has, before memory

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention import rows_per_image
-from .compat import WholeWeightsMixin
+from .compat import WholeWeightsMixin, check_stored
 from .confidence_captioner import Familiarity
 from .configuration_captioner import ConfigurationError, did_you_mean
 from .generation_captioner import CaptionerGenerationMixin
@@ -42,8 +42,11 @@ def refuse_unknown(function, given: Iterable[str], known: Iterable[str]) -> None
             raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument `{name}`{hint}")
 
 
-def _check_weight_files(folder: Path) -> None:
-    """Raises a `ValueError` if weights are pickles alone, their headers lie, or an index names files elsewhere."""
+def _check_weight_files(folder: Path, config: PreTrainedConfig | None) -> None:
+    """
+    Raises a `ValueError` if weights are pickles alone, their headers lie, an index names files elsewhere, or the files
+    are far too small for the layers of the configuration, if there is one already.
+    """
     names = {path.name for path in folder.iterdir()}
     pickles = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith((".bin", ".json")))
     if pickles and not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
@@ -66,6 +69,18 @@ def _check_weight_files(folder: Path) -> None:
                     pass
             except SafetensorError as error:
                 raise ValueError(f"{name} must be safetensors that can be read, got: {error}") from error
+    if config is not None and "adapter_config.json" not in names:  # an adapter's base model is elsewhere
+        stored = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
+        _check_rules(config)
+        check_stored(config, stored)
+
+
+def _check_rules(config: PreTrainedConfig) -> None:
+    """`from_pretrained(folder, field=value)` sets fields after the configuration was validated."""
+    try:
+        config.validate()
+    except StrictDataclassError as error:
+        raise ConfigurationError(f"the configuration must keep its rules: {error}") from error
 
 
 class CaptionerPreTrainedModel(WholeWeightsMixin):
@@ -76,11 +91,7 @@ class CaptionerPreTrainedModel(WholeWeightsMixin):
     input_modalities = ("image", "text")
 
     def __init__(self, config: PreTrainedConfig):
-        # `from_pretrained(folder, field=value)` sets fields after the configuration was validated.
-        try:
-            config.validate()
-        except StrictDataclassError as error:
-            raise ConfigurationError(f"the configuration must keep its rules: {error}") from error
+        _check_rules(config)
         super().__init__(config)
 
     @classmethod
@@ -97,7 +108,8 @@ class CaptionerPreTrainedModel(WholeWeightsMixin):
         """
         name = pretrained_model_name_or_path
         if name is not None and os.path.isdir(name) and use_safetensors:
-            _check_weight_files(Path(name, kwargs.get("subfolder") or ""))
+            config = kwargs.get("config") if kwargs.get("state_dict") is None else None
+            _check_weight_files(Path(name, kwargs.get("subfolder") or ""), config)
         try:
             return super().from_pretrained(name, *args, use_safetensors=use_safetensors, **kwargs)
         except SafetensorError as error:
