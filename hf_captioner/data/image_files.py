@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError, listed, shown
+from ..errors import InputError, brief, listed, shown
 from ..files import open_picture
 from .formats import IMAGE_SUFFIXES, lies_in
 from .sources import IMAGE_COLUMNS
@@ -107,7 +107,7 @@ class _TableOfImages:
                     yield ImageFile(f"{self.path}[{row}]", content, objection)
                     row += 1
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{self.path} must be a table that can be read, got {error} at row {row}") from error
+            raise InputError(f"{self.path} must be a table that can be read, got {brief(error)} at row {row}") from error
 
     def _groups(self, metadata: pyarrow.parquet.FileMetaData) -> tuple[list[int], int]:
         """The row groups in which the rows lie, and the first row of the first of them."""
@@ -226,7 +226,7 @@ class ImageFiles:
         except (OSError, csv.Error, ValueError, RecursionError, pyarrow.ArrowException) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path} must be a table that can be read, got {error}") from error
+            raise InputError(f"{path} must be a table that can be read, got {brief(error)}") from error
         if isinstance(cells, _TableOfImages):
             self._holds_images(path)
             found.setdefault(path, cells)
