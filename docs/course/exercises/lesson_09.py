@@ -63,34 +63,41 @@ def check_policy_loss(answer: Callable) -> None:
 
 @exercise
 def check_fair_precision(answer: Callable) -> None:
-    """`answer(caption, references)`: precision times brevity penalty."""
+    """`answer(caption, references)`: clipped precision times brevity penalty."""
     references = [
         "a small red circle".split(),
         "there is a small red circle".split(),
-        "a circle that is small".split(),
+        "a circle that is a small one".split(),
     ]
-    for text in ("a red circle", "a", "a small blue circle", "there is a small red and blue circle", ""):
+    texts = "a red circle", "a", "a small blue circle", "there is a small red and a blue circle", "a a a a"
+    for text in (*texts, "a small small red circle", ""):
         caption = text.split()
         value = number(ask(answer, list(caption), [list(one) for one in references]))
         if not caption:
             say_if(value != 0, f"An empty caption gets 0, but you gave it {value:g}.")
             continue
-        known = {word for one in references for word in one}
-        precision = sum(word in known for word in caption) / len(caption)
+        most = {word: max(one.count(word) for one in references) for word in caption}
+        clipped = sum(min(caption.count(word), count) for word, count in most.items()) / len(caption)
+        unclipped = sum(most[word] > 0 for word in caption) / len(caption)
 
         def brevity(length: int, said: int = len(caption)) -> float:
             return min(1.0, math.exp(1 - length / said))
 
         closest = min((len(one) for one in references), key=lambda length: (abs(length - len(caption)), length))
-        right = precision * brevity(closest)
+        right = clipped * brevity(closest)
         off = abs(value - right) > 1e-6
-        say_if(off and abs(value - precision) < 1e-6, f'For "{text}" this is the precision, without the penalty.')
+        say_if(off and abs(value - clipped) < 1e-6, f'For "{text}" this is the precision, without the penalty.')
         say_if(
-            off and abs(value - precision * math.exp(1 - closest / len(caption))) < 1e-6,
+            off and abs(value - clipped * math.exp(1 - closest / len(caption))) < 1e-6,
             f'"{text}" is longer than its closest reference, and the penalty is never above 1.',
         )
         say_if(
-            off and abs(value - precision * brevity(max(map(len, references)))) < 1e-6,
+            off and abs(value - clipped * brevity(max(map(len, references)))) < 1e-6,
             "This compares with the longest reference. The one whose length is closest is meant.",
+        )
+        say_if(
+            off and abs(value - unclipped * brevity(closest)) < 1e-6,
+            f'For "{text}" you count a word more often than any reference has it: this is the precision without '
+            "clipping.",
         )
         say_if(off, f'For "{text}" it is {right:.4f}, but you got {value:.4f}.')

@@ -16,8 +16,8 @@ def policy_loss(log_probs, labels, advantages):
 def fair_precision(caption, references):
     if not caption:
         return 0.0
-    known = {word for reference in references for word in reference}
-    precision = sum(word in known for word in caption) / len(caption)
     c = len(caption)
+    clipped = (min(caption.count(word), max(one.count(word) for one in references)) for word in set(caption))
+    precision = sum(clipped) / c
     r = min((len(reference) for reference in references), key=lambda length: (abs(length - c), length))
     return precision * min(1.0, math.exp(1 - r / c))
