@@ -89,6 +89,26 @@ def test_a_loop_trains_and_exact_match_counts(capsys):
     assert lessons.exact_matches(captions, shapes).tolist() == [True] * 3 + [False] + [True] * 4
 
 
+@pytest.mark.parametrize("steps", [1, 9, 10, 11])
+def test_a_loop_may_be_short(steps):
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.tensor(3.0))])
+    losses = lessons.train(model, lessons.load(4, seed=5), steps=steps, images=4, captions=3, loss=squared)
+    assert len(losses) == steps and losses == sorted(losses, reverse=True)
+
+
+def test_maps_are_arrays_or_tensors_of_any_kind():
+    plt = pytest.importorskip("matplotlib.pyplot", reason="no matplotlib, which draws maps")
+    row, weights = lessons.load(1, seed=5).rows[0], torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    maps = [weights.numpy(), weights, weights.clone().requires_grad_(), weights.bfloat16()]
+    figure, places = plt.subplots(1, len(maps))
+    for axes, one in zip(places, maps, strict=True):
+        lessons.draw_map(axes, row, one, "a title")
+        assert axes.get_title() == "a title"
+        dark = torch.as_tensor(axes.images[1].get_alpha())  # 0 where the weight is the highest
+        torch.testing.assert_close(dark, 0.8 * (1 - weights / weights.max()), rtol=0, atol=0.01)
+    plt.close(figure)
+
+
 def squared(model, batch):
     assert batch.labels.shape[:2] == (4, 3) and len(batch.rows) == 4
     return model[0] ** 2

@@ -80,8 +80,8 @@ def train(
     seed: int = 0,
 ) -> list[float]:
     """
-    Trains with AdamW, the rate rising over the first tenth of the steps and falling to 0 over the rest, and prints the
-    loss now and then.
+    Trains with AdamW, the rate rising over the first tenth of the steps (if there are more than ten) and falling to 0
+    over the rest, and prints the loss now and then.
 
     Args:
         model: whose parameters that have gradients are trained.
@@ -97,7 +97,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    rise = 0.1 if steps > 10 else 0.0  # a tenth of ten is one step, over which PyTorch divides by 0
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=rise)
     losses = []
     model.train()
     for step in range(1, steps + 1):
@@ -132,8 +133,11 @@ def exact_matches(captions: list[str], shapes: Shapes) -> np.ndarray:
 
 
 def draw_map(axes, row: dict, weights, title: str = "") -> None:
-    """Draws a map (h, w) over the picture of a row; where the weights are high, the picture stays bright."""
-    size, weights = row["image"].size[0], np.asarray(weights)
+    """
+    Draws a map (h, w), an array or any tensor, over the picture of a row. Where the weights are high, the picture
+    stays bright.
+    """
+    size, weights = row["image"].size[0], torch.as_tensor(weights).detach().float().cpu().numpy()
     axes.imshow(row["image"], extent=(0, size, size, 0))
     dark = 1 - weights / max(weights.max(), 1e-9)
     axes.imshow(np.zeros_like(dark), cmap="gray", alpha=0.8 * dark, extent=(0, size, size, 0), vmin=0, vmax=1)
