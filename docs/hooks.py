@@ -176,10 +176,19 @@ def complete(nav: list, pages: Sequence[str]) -> list:
 
 
 def equation(tex: str, block: bool) -> str:
-    """TeX as MathML, which has the TeX as its alternative text."""
+    """
+    TeX as MathML. Behind the name of a function the converter leaves no space, unless a bracket follows.
+
+    Raises:
+        PluginError: a command of TeX is unknown to the converter, which would show its name.
+    """
     from latex2mathml.converter import convert
 
     made = convert(tex.strip(), display="block" if block else "inline")
+    if unknown := re.search(r">(\\\w+)<", made):
+        raise PluginError(f"equations must be of TeX that latex2mathml knows, got {unknown[1]} in {tex.strip()}")
+    function = r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(?<!<msubsup>)(<mi>\w{2,}</mi>)(?!<mo[^>]*>&#x00028;)"
+    made = re.sub(function, r'\1<mspace width="0.17em"></mspace>', made)
     return f'<div class="equation" tabindex="0">{made}</div>' if block else made
 
 
@@ -224,7 +233,8 @@ def shown(output: dict[str, Any], picture: Path, texts: dict[str, str]) -> str:
             content = "".join(content)
             file = picture.with_suffix("." + kind.removeprefix("image/").partition("+")[0])
             file.write_bytes(content.encode() if kind.endswith("xml") else b64decode(content))
-            return f"![{texts['output']}]({file.name})"
+            # in a box that can be scrolled, for words in a picture that is as narrow as a phone cannot be read
+            return f'<div class="figure" tabindex="0" markdown>\n\n![{texts["output"]}]({file.name})\n\n</div>'
     if "text/html" in data:
         return f'<div class="output">\n{"".join(data["text/html"])}\n</div>'
     return fenced("".join(data.get("text/plain", "")))
