@@ -184,6 +184,13 @@ def test_equations_are_shown_without_a_script(site):
     assert "arithmatex" not in text and text.count("<mfrac>") > 8
 
 
+def test_names_of_functions_have_their_space(hooks):
+    assert "<mi>log</mi><mspace" in hooks.equation(r"\log 1", block=False)
+    assert "<mspace" not in hooks.equation(r"\exp(x) + \log_2 x", block=False)
+    with pytest.raises(hooks.PluginError, match=r"got \\arg in"):
+        hooks.equation(r"\arg x", block=True)
+
+
 @pytest.mark.slow
 def test_pages_from_elsewhere_are_whole(site):
     for name, page in (("CHANGELOG.md", "changelog.html"), ("model_cards/README.md", "results/index.html")):
@@ -227,6 +234,8 @@ def test_terms_are_found_in_both_languages(open_page, address, language):
         ("api/data", False),
         ("api/data", True),
         ("results/index", True),
+        ("course/03_soft_attention", True),
+        ("ko/index", False),
         ("ko/terms", False),
     ],
 )
