@@ -217,16 +217,34 @@ def notebook_page(path: Path, place: Path, places: dict[str, str]) -> str:
         elif cell["cell_type"] == "code":
             parts.append(f"```python\n{source}\n```")
             stem = f"{place.name.replace('.', '_')}_{number}"
-            parts += [shown(output, place.with_name(f"{stem}_{i}"), texts) for i, output in enumerate(next(outputs))]
+            cell_outputs = joined(next(outputs))
+            parts += [shown(output, place.with_name(f"{stem}_{i}"), texts) for i, output in enumerate(cell_outputs)]
         if number == 0:  # below the title
             parts.append(f"[{texts['open']}]({path.name}){{ download .notebook }}")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def joined(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    A cell's outputs with what was printed in one go as one of them, in how many pieces it may have come. Warnings and
+    progress bars, which go to standard error, are left out.
+    """
+    found: list[dict[str, Any]] = []
+    for output in outputs:
+        if output["output_type"] != "stream":
+            found.append(output)
+        elif output["name"] == "stdout":
+            text = "".join(output["text"])
+            if found and found[-1]["output_type"] == "stream":
+                text = found.pop()["text"] + text
+            found.append({**output, "text": text})
+    return found
+
+
 def shown(output: dict[str, Any], picture: Path, texts: dict[str, str]) -> str:
-    """An output of a cell as Markdown. Warnings and progress bars, which go to standard error, are not shown."""
+    """An output of a cell as Markdown."""
     if output["output_type"] == "stream":
-        return fenced("".join(output["text"])) if output["name"] == "stdout" else ""
+        return fenced("".join(output["text"]))
     data = output.get("data", {})
     for kind, content in data.items():
         if kind.startswith("image/"):

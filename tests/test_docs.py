@@ -44,11 +44,11 @@ TERMS = {  # the section that explains it, and what is looked for, in English an
     "soft-attention": (["soft attention", "soft"], ["소프트 어텐션"]),
     "hard-attention": (["hard attention", "hard"], ["하드 어텐션"]),
     "general-attention": (["general attention"], ["일반 어텐션"]),
-    "query-key-value": (["queries", "keys", "values", "query key value"], ["쿼리", "키", "값", "쿼리 키 값"]),
+    "queries-keys-values": (["queries", "keys", "values", "query key value"], ["쿼리", "키", "값", "쿼리 키 값"]),
     "self-attention": (["self-attention"], ["셀프 어텐션"]),
-    "mask": (["masks", "mask"], ["마스크"]),
-    "multi-head": (["several heads", "multi-head"], ["여러 헤드", "멀티 헤드"]),
-    "positional-encoding": (["positions", "positional encoding"], ["위치", "위치 인코딩"]),
+    "masks": (["masks", "mask"], ["마스크"]),
+    "several-heads-multi-head": (["several heads", "multi-head"], ["여러 헤드", "멀티 헤드"]),
+    "positions-positional-encoding": (["positions", "positional encoding"], ["위치", "위치 인코딩"]),
     "transformer": (["Transformer"], ["트랜스포머"]),
     "vit": (["ViT"], ["비전 트랜스포머", "ViT"]),
 }
@@ -202,8 +202,8 @@ def test_pages_from_elsewhere_are_whole(site):
 def found(page, words: str) -> list[str]:
     """The paths and anchors that the search box gives for these words, the best first."""
     page.locator("input[name=query]").click()
-    page.keyboard.type(words)
-    page.keyboard.press("End")  # typed Korean comes without a key, for which the box waits
+    page.locator("input[name=query]").fill(words)  # at once: what is found for a part of them is not meant
+    page.keyboard.press("End")  # the box waits for a key
     page.wait_for_selector(".md-search-result__link", timeout=60_000)
     page.wait_for_timeout(300)
     links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
@@ -314,6 +314,16 @@ def test_a_notebook_is_executed_when_its_code_is_new(hooks, tmp_path, monkeypatc
     assert {path.name for path in (tmp_path / "course").iterdir()} == {"01.ipynb", "exercises", "helper.py"}
     with pytest.raises(hooks.PluginError, match="(?s)01.ipynb: .*ZeroDivisionError: division by zero"):
         page("1 / 0")
+
+
+def test_what_is_printed_is_in_one_piece(hooks):
+    """It comes as it is printed, and in between what goes to standard error, which is not shown."""
+    pieces = [("stdout", "a\n"), ("stderr", "warning"), ("stdout", ["b", "\n"])]
+    outputs = [{"output_type": "stream", "name": name, "text": text} for name, text in pieces]
+    picture = {"output_type": "display_data", "data": {"image/png": "aGVsbG8="}}
+    made = hooks.joined([*outputs, picture, *outputs[2:]])
+    assert ["".join(output.get("text", "")) for output in made] == ["a\nb\n", "", "b\n"]
+    assert made[1] == picture
 
 
 def test_outputs_become_markdown(hooks, tmp_path):
