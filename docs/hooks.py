@@ -176,10 +176,19 @@ def complete(nav: list, pages: Sequence[str]) -> list:
 
 
 def equation(tex: str, block: bool) -> str:
-    """TeX as MathML, which has the TeX as its alternative text."""
+    """
+    TeX as MathML. Behind the name of a function the converter leaves no space, unless a bracket follows.
+
+    Raises:
+        PluginError: a command of TeX is unknown to the converter, which would show its name.
+    """
     from latex2mathml.converter import convert
 
     made = convert(tex.strip(), display="block" if block else "inline")
+    if unknown := re.search(r">(\\\w+)<", made):
+        raise PluginError(f"equations must be of TeX that latex2mathml knows, got {unknown[1]} in {tex.strip()}")
+    function = r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(?<!<msubsup>)(<mi>\w{2,}</mi>)(?!<mo[^>]*>&#x00028;)"
+    made = re.sub(function, r'\1<mspace width="0.17em"></mspace>', made)
     return f'<div class="equation" tabindex="0">{made}</div>' if block else made
 
 
@@ -208,23 +217,42 @@ def notebook_page(path: Path, place: Path, places: dict[str, str]) -> str:
         elif cell["cell_type"] == "code":
             parts.append(f"```python\n{source}\n```")
             stem = f"{place.name.replace('.', '_')}_{number}"
-            parts += [shown(output, place.with_name(f"{stem}_{i}"), texts) for i, output in enumerate(next(outputs))]
+            cell_outputs = joined(next(outputs))
+            parts += [shown(output, place.with_name(f"{stem}_{i}"), texts) for i, output in enumerate(cell_outputs)]
         if number == 0:  # below the title
             parts.append(f"[{texts['open']}]({path.name}){{ download .notebook }}")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def joined(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    A cell's outputs with what was printed in one go as one of them, in how many pieces it may have come. Warnings and
+    progress bars, which go to standard error, are left out.
+    """
+    found: list[dict[str, Any]] = []
+    for output in outputs:
+        if output["output_type"] != "stream":
+            found.append(output)
+        elif output["name"] == "stdout":
+            text = "".join(output["text"])
+            if found and found[-1]["output_type"] == "stream":
+                text = found.pop()["text"] + text
+            found.append({**output, "text": text})
+    return found
+
+
 def shown(output: dict[str, Any], picture: Path, texts: dict[str, str]) -> str:
-    """An output of a cell as Markdown. Warnings and progress bars, which go to standard error, are not shown."""
+    """An output of a cell as Markdown."""
     if output["output_type"] == "stream":
-        return fenced("".join(output["text"])) if output["name"] == "stdout" else ""
+        return fenced("".join(output["text"]))
     data = output.get("data", {})
     for kind, content in data.items():
         if kind.startswith("image/"):
             content = "".join(content)
             file = picture.with_suffix("." + kind.removeprefix("image/").partition("+")[0])
             file.write_bytes(content.encode() if kind.endswith("xml") else b64decode(content))
-            return f"![{texts['output']}]({file.name})"
+            # in a box that can be scrolled, for words in a picture that is as narrow as a phone cannot be read
+            return f'<div class="figure" tabindex="0" markdown>\n\n![{texts["output"]}]({file.name})\n\n</div>'
     if "text/html" in data:
         return f'<div class="output">\n{"".join(data["text/html"])}\n</div>'
     return fenced("".join(data.get("text/plain", "")))

@@ -36,21 +36,21 @@ ROOMS = (
     "hf_captioner",
     *(f"hf_captioner.{path.parent.name}" for path in sorted(ROOT.glob("hf_captioner/*/__init__.py"))),
 )
-TERMS = {  # what is looked for, in English and in Korean, and the section that explains it
-    "image-captioning": ("image captioning", "이미지 캡셔닝"),
-    "cnn-rnn": ("CNN-RNN", "CNN-RNN"),
-    "bottleneck": ("bottleneck", "병목"),
-    "attention": ("attention", "어텐션"),
-    "soft-attention": ("soft attention", "소프트 어텐션"),
-    "hard-attention": ("hard attention", "하드 어텐션"),
-    "general-attention": ("general attention", "일반 어텐션"),
-    "query-key-value": ("query key value", "쿼리 키 값"),
-    "self-attention": ("self-attention", "셀프 어텐션"),
-    "mask": ("mask", "마스크"),
-    "multi-head": ("multi-head", "멀티 헤드"),
-    "positional-encoding": ("positional encoding", "위치 인코딩"),
-    "transformer": ("Transformer", "트랜스포머"),
-    "vit": ("ViT", "비전 트랜스포머"),
+TERMS = {  # the section that explains it, and what is looked for, in English and in Korean
+    "image-captioning": (["image captioning"], ["이미지 캡셔닝"]),
+    "cnn-rnn": (["CNN-RNN"], ["CNN-RNN"]),
+    "bottleneck": (["bottleneck"], ["병목"]),
+    "attention": (["attention"], ["어텐션"]),
+    "soft-attention": (["soft attention", "soft"], ["소프트 어텐션"]),
+    "hard-attention": (["hard attention", "hard"], ["하드 어텐션"]),
+    "general-attention": (["general attention"], ["일반 어텐션"]),
+    "queries-keys-values": (["queries", "keys", "values", "query key value"], ["쿼리", "키", "값", "쿼리 키 값"]),
+    "self-attention": (["self-attention"], ["셀프 어텐션"]),
+    "masks": (["masks", "mask"], ["마스크"]),
+    "several-heads-multi-head": (["several heads", "multi-head"], ["여러 헤드", "멀티 헤드"]),
+    "positions-positional-encoding": (["positions", "positional encoding"], ["위치", "위치 인코딩"]),
+    "transformer": (["Transformer"], ["트랜스포머"]),
+    "vit": (["ViT"], ["비전 트랜스포머", "ViT"]),
 }
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
 
@@ -184,6 +184,13 @@ def test_equations_are_shown_without_a_script(site):
     assert "arithmatex" not in text and text.count("<mfrac>") > 8
 
 
+def test_names_of_functions_have_their_space(hooks):
+    assert "<mi>log</mi><mspace" in hooks.equation(r"\log 1", block=False)
+    assert "<mspace" not in hooks.equation(r"\exp(x) + \log_2 x", block=False)
+    with pytest.raises(hooks.PluginError, match=r"got \\arg in"):
+        hooks.equation(r"\arg x", block=True)
+
+
 @pytest.mark.slow
 def test_pages_from_elsewhere_are_whole(site):
     for name, page in (("CHANGELOG.md", "changelog.html"), ("model_cards/README.md", "results/index.html")):
@@ -195,8 +202,8 @@ def test_pages_from_elsewhere_are_whole(site):
 def found(page, words: str) -> list[str]:
     """The paths and anchors that the search box gives for these words, the best first."""
     page.locator("input[name=query]").click()
-    page.keyboard.type(words)
-    page.keyboard.press("End")  # typed Korean comes without a key, for which the box waits
+    page.locator("input[name=query]").fill(words)  # at once: what is found for a part of them is not meant
+    page.keyboard.press("End")  # the box waits for a key
     page.wait_for_selector(".md-search-result__link", timeout=60_000)
     page.wait_for_timeout(300)
     links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
@@ -209,9 +216,11 @@ def test_terms_are_found_in_both_languages(open_page, address, language):
     start = "ko/" * language
     page = open_page(f"{address}/{start}index.html", width=1300)
     for section, words in TERMS.items():
-        first = found(page, words[language])
-        assert f"{start}terms.html#{section}" in first[:7], (words[language], first)
-        page.reload()  # without what was found
+        for looked_for in words[language]:
+            first = found(page, looked_for)
+            assert first[0].endswith("terms.html#"), (looked_for, first)  # not a page that mentions it only
+            assert f"{start}terms.html#{section}" in first[:7], (looked_for, first)
+            page.reload()  # without what was found
 
 
 @pytest.mark.slow
@@ -225,6 +234,8 @@ def test_terms_are_found_in_both_languages(open_page, address, language):
         ("api/data", False),
         ("api/data", True),
         ("results/index", True),
+        ("course/03_soft_attention", True),
+        ("ko/index", False),
         ("ko/terms", False),
     ],
 )
@@ -305,6 +316,16 @@ def test_a_notebook_is_executed_when_its_code_is_new(hooks, tmp_path, monkeypatc
         page("1 / 0")
 
 
+def test_what_is_printed_is_in_one_piece(hooks):
+    """It comes as it is printed, and in between what goes to standard error, which is not shown."""
+    pieces = [("stdout", "a\n"), ("stderr", "warning"), ("stdout", ["b", "\n"])]
+    outputs = [{"output_type": "stream", "name": name, "text": text} for name, text in pieces]
+    picture = {"output_type": "display_data", "data": {"image/png": "aGVsbG8="}}
+    made = hooks.joined([*outputs, picture, *outputs[2:]])
+    assert ["".join(output.get("text", "")) for output in made] == ["a\nb\n", "", "b\n"]
+    assert made[1] == picture
+
+
 def test_outputs_become_markdown(hooks, tmp_path):
     texts = hooks.TEXTS["en"]
     assert hooks.shown(
@@ -316,5 +337,5 @@ def test_outputs_become_markdown(hooks, tmp_path):
     ticks = hooks.shown({"output_type": "execute_result", "data": {"text/plain": "```"}}, tmp_path / "p", texts)
     assert ticks.splitlines()[0].startswith("````{") and ticks.splitlines()[1] == "```"
     picture = {"output_type": "display_data", "data": {"text/plain": "<Figure>", "image/png": "aGVsbG8="}}
-    assert hooks.shown(picture, tmp_path / "01_2_0", texts) == f"![{texts['output']}](01_2_0.png)"
+    assert f"\n![{texts['output']}](01_2_0.png)\n" in hooks.shown(picture, tmp_path / "01_2_0", texts)
     assert (tmp_path / "01_2_0.png").read_bytes() == b"hello"

@@ -1,33 +1,30 @@
-"""The code of the README and of the pages of docs/ runs, and their commands name what exists."""
+"""The Python code of the README and of the other pages runs, and what they link to and name is there."""
 
+import ast
+import inspect
 import re
-import shlex
+from collections import Counter
+from importlib import import_module
+from urllib.parse import unquote
 
 import pytest
 from testing import ROOT
+from testing.pages import PAGES, fenced, in_line
 from testing.tiny_models import tiny_config
 
+import hf_captioner
 from hf_captioner import (
     CaptionerImageProcessor,
     CaptionerProcessor,
     RnnCaptionerForConditionalGeneration,
     train_tokenizer,
 )
-from hf_captioner.commands.program import PASSED_ON, app
+from hf_captioner.commands.program import app
 from hf_captioner.data import shapes_dataset
 
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-}
-PYTHON = [(name, code) for name, text in PAGES.items() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-COMMANDS = [
-    (name, line.partition(" #")[0].strip())
-    for name, text in PAGES.items()
-    for line in text.replace("\\\n", " ").splitlines()
-    if line.strip().startswith(("accelerate launch ", "python training/", "hf-captioner "))
-]
-TEXT = "\n".join(PAGES.values())
+ALL = [(name, code) for name, text in PAGES.items() for language, code in fenced(text) if language == "python"]
+PYTHON = [(name, code) for name, code in ALL if "127.0.0.1" not in code]
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 
 
 @pytest.fixture
@@ -43,6 +40,10 @@ def quickstart(tmp_path, monkeypatch):
     shapes_dataset(1, seed=1)[0]["image"].save("photo.jpg")
 
 
+# What asks a server: tests/commands/test_demo.py and test_serve_page.py run it beside one.
+ASKING = {"docs/demo.md": 1, "docs/serve.md": 1}
+
+
 def example(place: int, name: str, code: str):
     marks = [pytest.mark.slow] if "outputs/exported" in code else []  # which is exported first
     return pytest.param(code, id=f"{name}-{place}", marks=marks)
@@ -54,11 +55,8 @@ def test_python(code, quickstart):
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package, reason=f"no {package}, of the extra onnx")
         app(["export", "--model", "outputs/quickstart", "--output", "outputs/exported"], standalone_mode=False)()
-    compiled = compile(code, "example", "exec")
-    if "127.0.0.1" in code:
-        return  # it asks a server that runs; tests/commands tries what servers answer
-    names = given_trainer() if "trainer." in code else {}
-    exec(compiled, names)
+    names = given_trainer() if "trainer." in code and "trainer = " not in code else {}
+    exec(compile(code, "example", "exec"), names)
     if "maps" in names:
         assert names["maps"].shape[2:] == (10, 10)
 
@@ -80,37 +78,65 @@ def given_trainer() -> dict:
 
 
 def test_what_is_shown_as_code_is_there():
-    """The patterns above find it: at least what stood in the README when it was the only page."""
-    assert len(PYTHON) >= 8 and len(COMMANDS) >= 40
-    assert {name for name, _ in COMMANDS} >= {"README.md", "docs/train.md", "docs/decoding.md", "docs/export.md"}
+    """What is read above is what stands on the pages; what asks a server is run beside one, by other tests."""
+    asking = Counter(name for name, code in ALL if (name, code) not in PYTHON)
+    assert asking == ASKING
+    assert len(PYTHON) >= 8 and {"README.md", "docs/quickstart.md", "docs/models.md"} <= {name for name, _ in PYTHON}
 
 
-@pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
-def test_commands_name_scripts_files_and_settings(command):
-    parts = shlex.split(command)
-    if parts[0] == "hf-captioner" and parts[1] not in PASSED_ON:
-        assert callable(app(parts[1:], standalone_mode=False))  # its options are read, and nothing is done
-        return
-    for part in parts:
-        if part.startswith("training/"):
-            assert (ROOT / part).is_file(), part
-    if parts[0] == "hf-captioner":
-        file = PASSED_ON[parts[1]][0]
-    else:
-        script = next(ROOT / part for part in parts if part.startswith("training/") and part.endswith(".py"))
-        file = re.search(r"hf_captioner\.commands\.(\w+) import", script.read_text())[1]
-    known = (ROOT / f"hf_captioner/commands/{file}.py").read_text()
-    for shared in re.findall(r"^from \.(\w+) import", known, re.MULTILINE):  # options that several commands have
-        known += (ROOT / f"hf_captioner/commands/{shared}.py").read_text()
-    if file == "train":
-        known += (ROOT / "hf_captioner/commands/train_arguments.py").read_text() + " output_dir learning_rate "
-    for name in re.findall(r"--(\w+)", command):
-        assert re.search(rf"\b{name}\b", known), name
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`]+`", "", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"(?:^ +|`)make ([a-z-]+)", TEXT, re.MULTILINE))))
-def test_make_targets(name):
-    assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def anchors(text: str) -> set[str]:
+    """Those that GitHub and the site give to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_and_headings(name):
+    """In the repository; tests/test_docs.py follows them in the site."""
+    for link in LINK.findall(without_code(PAGES[name])):
+        address, _, anchor = unquote(link).partition("#")
+        if ":" in address:
+            continue
+        file = (ROOT / name).parent / address if address else ROOT / name
+        assert file.exists() and file.resolve().is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(PAGES[file.resolve().relative_to(ROOT).as_posix()]), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_and_names_that_a_sentence_quotes_are_there(name):
+    for code in in_line(PAGES[name]):
+        if re.fullmatch(r"(?:tests|training|hf_captioner|docs|model_cards)/[\w./-]+", code):
+            assert (ROOT / code).exists(), code
+        elif re.fullmatch(r"hf_captioner(?:\.\w+)+", code):
+            module, _, last = code.rpartition(".")
+            try:
+                assert hasattr(import_module(module), last) or import_module(code), code
+            except ModuleNotFoundError as error:
+                assert not str(error.name).startswith("hf_captioner"), code
+        for call in calls(code):
+            accepts(call)
+
+
+def calls(code: str) -> list[ast.Call]:
+    """The calls of public names in a piece of Python; none if it is no Python."""
+    try:
+        nodes = ast.walk(ast.parse(code))
+    except SyntaxError:
+        return []
+    return [node for node in nodes if isinstance(node, ast.Call) and hasattr(hf_captioner, ast.unparse(node.func))]
+
+
+def accepts(call: ast.Call) -> None:
+    """Whether what is called has the parameters that are named."""
+    function = getattr(hf_captioner, ast.unparse(call.func))
+    known = inspect.signature(function).parameters
+    for keyword in call.keywords:
+        assert keyword.arg in known, ast.unparse(call)
 
 
 def test_the_tree_names_every_room_and_script():

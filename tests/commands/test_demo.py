@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from testing.browser import fits
+from testing.pages import PAGES, fenced
 from testing.tiny_models import SYSTEMS, noise_pictures, tiny_model, tiny_processor
 
 from hf_captioner import ImageCaptioningPipeline
@@ -63,6 +64,20 @@ def test_captions_are_the_pipelines(served, client, photo):
     assert [word for word, _ in rows[1]["words"]] == [token["token"] for token in expected[1]["tokens"]]
     assert f"<li>{expected[1]['generated_text']} <small>" in others
     assert score == f"score {expected[0]['score']:.3f}"
+
+
+def test_the_example_of_the_page(served, tmp_path, monkeypatch):
+    """As it stands in `docs/demo.md`, but for the address."""
+    (code,) = [code for language, code in fenced(PAGES["docs/demo.md"]) if language == "python"]
+    monkeypatch.chdir(tmp_path)
+    noise_pictures(2)[1].save("photo.jpg")
+    names: dict = {}
+    exec(code.replace("http://127.0.0.1:7860", served[0]), names)
+    pipe = ImageCaptioningPipeline(model=served[1][0].model, processor=served[1][0].processor)
+    assert [row["caption"] for row in names["captions"]] == [
+        one["generated_text"] for one in pipe("photo.jpg", num_beams=3, num_return_sequences=2)
+    ]
+    assert names["caption"] == names["captions"][0]["caption"]
 
 
 def test_prompt_and_sampling_with_a_seed(client, photo):
