@@ -107,7 +107,9 @@ class _TableOfImages:
                     yield ImageFile(f"{self.path}[{row}]", content, objection)
                     row += 1
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{self.path} must be a table that can be read, got {brief(error)} at row {row}") from error
+            raise InputError(
+                f"{self.path} must be a table that can be read, got {brief(error)} at row {row}"
+            ) from error
 
     def _groups(self, metadata: pyarrow.parquet.FileMetaData) -> tuple[list[int], int]:
         """The row groups in which the rows lie, and the first row of the first of them."""
