@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from .ngrams import ORDERS, NgramCounts, count_ngrams, flatten_references
+from .ngrams import ORDERS, NgramCounts, check_references, count_ngrams, flatten_references
 from .scores import Scores
 
 # The COCO code adds these to avoid 0 / 0, so equal scores need the same numbers. Because of them, an image without a
@@ -23,6 +23,9 @@ def bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
     Returns:
         The scores (0 to 1) of BLEU-1, 2, 3 and 4.
 
+    Raises:
+        ValueError: there are more or fewer candidates than images, or an image has no reference.
+
     Examples:
         >>> from hf_captioner.metrics import bleu, tokenize
         >>> candidates = tokenize(["A dog runs on grass."])
@@ -30,6 +33,7 @@ def bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
         >>> [round(scores.corpus, 2) for scores in bleu(candidates, references)]
         [1.0, 0.87, 0.79, 0.71]
     """
+    check_references(candidates, references)
     captions, image = flatten_references(references)
     return bleu_from_counts(count_ngrams(candidates), count_ngrams(captions), image)
 

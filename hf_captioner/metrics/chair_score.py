@@ -191,7 +191,7 @@ def chair(
         of captions with such a mention.
 
     Raises:
-        ValueError: there are more or fewer images with objects than captions.
+        ValueError: there are more or fewer images with objects, or with lists of references, than captions.
 
     Examples:
         >>> from hf_captioner.metrics import chair, tokenize
@@ -203,6 +203,10 @@ def chair(
     """
     if len(objects) != len(candidates):
         raise ValueError(f"objects must be one list for each of the {len(candidates)} captions, got {len(objects)}")
+    if len(references) != len(candidates):
+        raise ValueError(
+            f"references must be one list for each of the {len(candidates)} captions, got {len(references)}"
+        )
     statistics = np.zeros((len(candidates), 2))
     for image, (candidate, truths) in enumerate(zip(candidates, references, strict=True)):
         there = {name for truth in truths for name in named_objects(truth, words)} | set(objects[image])

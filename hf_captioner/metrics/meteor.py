@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import regex
 
+from .ngrams import check_references
 from .scores import NotAvailableError, Scores
 
 # English parameters of METEOR 1.5 (Denkowski and Lavie 2014, table 1): the weight of precision against recall,
@@ -45,6 +46,7 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
         come from the reference that it matches best.
 
     Raises:
+        ValueError: there are more or fewer candidates than images, or an image has no reference.
         NotAvailableError: nltk, which has the stemmer, is not installed.
 
     Examples:
@@ -53,6 +55,7 @@ def meteor_exact_stem(candidates: Sequence[Sequence[str]], references: Sequence[
         >>> round(scores.corpus, 2)  # "running" and "runs" have one stem
         0.27
     """
+    check_references(candidates, references)
     statistics = [_best(*pair) for pair in zip(candidates, references, strict=True)]
     return Scores(np.array(statistics, np.float64), meteor_from_sums)
 

@@ -99,6 +99,18 @@ def find_ascending(wanted: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarra
     return found, places[found]
 
 
+def check_references(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> None:
+    """
+    Raises:
+        ValueError: there are more or fewer candidates than images, or an image has no reference.
+    """
+    if len(candidates) != len(references):
+        raise ValueError(f"candidates must be one for each of the {len(references)} images, got {len(candidates)}")
+    for place, captions in enumerate(references):
+        if len(captions) == 0:
+            raise ValueError(f"references[{place}] must hold at least one caption, got none")
+
+
 def flatten_references(references: Sequence[Sequence[Sequence[str]]]) -> tuple[list[Sequence[str]], np.ndarray]:
     """All reference captions in one list, and the index of the image (R,) that each belongs to."""
     image = np.repeat(np.arange(len(references)), [len(captions) for captions in references])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .ngrams import check_references
 from .scores import Scores
 
 BETA = 1.2
@@ -22,6 +23,9 @@ def rouge_l(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[S
     Returns:
         The scores (0 to 1); the corpus score is their mean.
 
+    Raises:
+        ValueError: there are more or fewer candidates than images, or an image has no reference.
+
     Examples:
         >>> from hf_captioner.metrics import rouge_l, tokenize
         >>> references = [tokenize(["A dog runs on grass.", "A dog."]), tokenize(["A cat."])]
@@ -29,6 +33,7 @@ def rouge_l(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[S
         >>> scores.per_image.round(2), round(scores.corpus, 2)
         (array([1., 0.]), 0.5)
     """
+    check_references(candidates, references)
     return Scores.from_mean(np.array([_rouge_l(*pair) for pair in zip(candidates, references, strict=True)]))
 
 

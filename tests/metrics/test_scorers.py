@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from testing.caption_corpora import flickr8k_corpus, generated_corpus
 
-from hf_captioner.metrics import Cider, CiderD, DocumentFrequency, bleu, rouge_l
+from hf_captioner.metrics import Cider, CiderD, DocumentFrequency, bleu, chair, image_use, meteor_exact_stem, rouge_l
 
 CORPORA = {"generated": lambda: generated_corpus(300, seed=0), "flickr8k": flickr8k_corpus}
 
@@ -170,3 +170,27 @@ def test_degenerate_captions_score_finite_numbers(candidate, captions):
     assert np.isfinite(scores).all()
     if not candidate and captions != [[]]:
         assert max(score[0] for score in scores) == 0
+
+
+@pytest.mark.parametrize("metric", [bleu, rouge_l, meteor_exact_stem, image_use, cider])
+@pytest.mark.parametrize("more", ["candidates", "references"])
+def test_captions_and_references_must_be_as_many(metric, more):
+    candidates, references = [["a", "dog"], ["a", "cat"]], [[["a", "dog"]], [["two", "cats"], ["a", "cat"]]]
+    if more == "candidates":
+        candidates.append(["a", "bird"])
+    else:
+        references.append([["a", "bird"]])
+    message = f"candidates must be one for each of the {len(references)} images, got {len(candidates)}"
+    with pytest.raises(ValueError, match=message):
+        metric(candidates, references)
+
+
+@pytest.mark.parametrize("metric", [bleu, rouge_l, meteor_exact_stem, image_use, cider])
+def test_every_image_must_have_a_reference(metric):
+    with pytest.raises(ValueError, match=r"references\[0\] must hold at least one caption, got none"):
+        metric([["a", "dog"], ["a", "cat"]], [[], [["a", "cat"]]])
+
+
+def test_chair_takes_a_list_of_references_for_every_caption():
+    with pytest.raises(ValueError, match="references must be one list for each of the 2 captions, got 1"):
+        chair([["a"], ["b"]], [["dog"], ["cat"]], [[]])
