@@ -95,7 +95,8 @@ def minimum_bayes_risk(
         as `generate()`; `sequences_scores` are the mean utilities.
 
     Raises:
-        InputError: without `utility` or `do_sample=True`, or with beams.
+        InputError: without `utility` or `do_sample=True`, or if beams are asked for. Those of the captioner's own
+            settings are not used.
 
     Examples:
         >>> import hf_captioner, torch
@@ -103,17 +104,19 @@ def minimum_bayes_risk(
         >>> from hf_captioner.data import shapes_dataset
         >>> from hf_captioner.decoding import MetricUtility, minimum_bayes_risk
         >>> captioner, image = pipeline("image-captioning"), shapes_dataset(1)[0]["image"]
-        >>> options = dict(utility=MetricUtility(captioner.tokenizer), do_sample=True, num_beams=1)
+        >>> options = dict(utility=MetricUtility(captioner.tokenizer), do_sample=True)
         >>> _ = torch.manual_seed(0)
         >>> [caption] = captioner(image, decoding=minimum_bayes_risk, num_return_sequences=10, **options)
         >>> 0 < caption["search_score"] < 10  # its mean CIDEr-D to the ten samples, of which it is one
         True
     """
-    if utility is None or not generation_config.do_sample or generation_config.num_beams != 1:
-        raise InputError(
-            "minimum_bayes_risk must be given `utility`, `do_sample=True` and `num_beams=1`, got "
-            f"{utility!r}, {generation_config.do_sample} and {generation_config.num_beams}"
-        )
+    if utility is None:
+        raise InputError("minimum_bayes_risk must be given `utility`, got none")
+    if not generation_config.do_sample:
+        raise InputError("minimum_bayes_risk must be given `do_sample=True`: it chooses among sampled captions")
+    if generation_config.num_beams != 1:
+        beams = generation_config.num_beams
+        raise InputError(f"`num_beams` must be left out or 1 with minimum_bayes_risk, which samples, got {beams}")
     count, prompt = generation_config.num_return_sequences, input_ids.shape[1]
     samples = draw_samples(
         model,
@@ -133,3 +136,6 @@ def minimum_bayes_risk(
     scores, best = means.max(1)
     rows = best + torch.arange(len(best), device=best.device) * count
     return chosen(samples, rows, scores, prompt)
+
+
+minimum_bayes_risk.generation_defaults = {"num_beams": 1}  # type: ignore[attr-defined]

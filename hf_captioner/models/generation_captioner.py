@@ -40,7 +40,9 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
 
         Args:
             inputs: images (B, C, H, W), which may also be given as `pixel_values`.
-            *args, **kwargs: as for transformers' `generate()`; `image_features` and `grid` as for `forward`.
+            *args, **kwargs: as for transformers' `generate()`; `image_features` and `grid` as for `forward`. A
+                function given as `custom_generate` may have `generation_defaults`, a dictionary of what it needs where
+                nothing else is asked for: a captioner's own settings are those of beam search.
 
         Raises:
             ValueError: if a number of beams, sequences or tokens is beyond `GENERATION_BOUNDS`: time and memory grow
@@ -51,6 +53,7 @@ class CaptionerGenerationMixin(RowsPerImageGenerationMixin):
             of the regions, which [`attention_maps`] reads, or `None` if it is not known. Attentions that the model
             does not have are `None` and not a tuple of `None` per step.
         """
+        kwargs = {**getattr(kwargs.get("custom_generate"), "generation_defaults", {}), **kwargs}
         self._check_generation_sizes(kwargs)
         encoder_outputs = kwargs.pop("encoder_outputs", None)
         if encoder_outputs is None:

@@ -272,3 +272,20 @@ def test_minimum_bayes_risk_is_a_double_loop_over_samples(system):
             torch.testing.assert_close(model.attention_maps(found), model.attention_maps(samples)[rows])
     with pytest.raises(InputError, match="utility"):
         model.generate(images, custom_generate=minimum_bayes_risk, do_sample=True)
+
+
+def test_minimum_bayes_risk_of_a_captioner_whose_own_settings_have_beams():
+    model, images = make("additive"), random_images()
+    options = dict(FULL, do_sample=True, top_k=0, num_return_sequences=6, custom_generate=minimum_bayes_risk)
+    torch.manual_seed(3)
+    expected = model.generate(images, utility=overlap, **options)
+    model.generation_config.num_beams = 3
+    torch.manual_seed(3)
+    found = model.generate(images, utility=overlap, **options)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert model.generation_config.num_beams == 3
+    options |= dict(utility=overlap, num_return_sequences=2)
+    with pytest.raises(InputError, match="`num_beams` must be left out or 1 with minimum_bayes_risk.* got 2"):
+        model.generate(images, **{**options, "num_beams": 2})
+    with pytest.raises(InputError, match="must be given `do_sample=True`"):
+        model.generate(images, **{**options, "do_sample": False, "num_return_sequences": 1})
