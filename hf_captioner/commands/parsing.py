@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from ..errors import InputError, shown
+from ..errors import InputError, one_line, shown
 from ..models.configuration_captioner import did_you_mean
 
 
@@ -56,7 +56,8 @@ class CommandParser(HfArgumentParser):
             an instance of each dataclass.
 
         Raises:
-            InputError: if an option is unknown or missing, or a value is not of its type or breaks a rule.
+            InputError: if an option is unknown or missing, a value is not of its type or breaks a rule, or a library
+                that the settings need is not installed.
         """
         try:
             *found, unknown = self.parse_args_into_dataclasses(
@@ -66,6 +67,8 @@ class CommandParser(HfArgumentParser):
             raise
         except ValueError as error:  # of the dataclasses: transformers checks its training arguments there
             raise InputError(str(error)) from error
+        except ImportError as error:  # PackageNotFoundError too: DeepSpeed, which the launcher asks for
+            raise InputError(f"what these settings need must be installed: {one_line(error)}") from error
         if unknown:
             self.refuse_unknown(unknown[0])
         return tuple(found)

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from ..data.views import RandomView
@@ -277,7 +279,8 @@ def parse_arguments(
         description: what `--help` shows before the options.
 
     Raises:
-        InputError: if a setting is unknown, missing, of the wrong type, breaks a rule or would have no effect.
+        InputError: if a setting is unknown, missing, of the wrong type, breaks a rule or would have no effect, or what
+            it needs is not installed.
     """
     option = dict(
         metavar="FILE",
@@ -303,6 +306,8 @@ def parse_arguments(
             logger.warning("`model` stands in place of %s in %s", ", ".join(dropped), given.config)
         settings = {name: value for name, value in settings.items() if name not in described}
     parser.set_defaults(**settings)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and not is_deepspeed_available():
+        raise InputError("deepspeed, which this training is launched with, must be installed (pip install deepspeed)")
     model_args, data_args, objective, args, _ = parser.parse(argv)
     if "model_config" in settings:
         fields = json_mapping("model_config", settings["model_config"])
