@@ -88,7 +88,9 @@ def example_files(folder: Path | None) -> list[str]:
         return []
     if not folder.is_dir():
         raise InputError(f"`--examples` must be a folder, got {folder}")
-    found = sorted(str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = sorted(
+        str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if not found:
         raise InputError(f"`--examples` must hold images ({', '.join(SUFFIXES)}), got none in {folder}")
     return found

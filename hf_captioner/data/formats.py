@@ -6,6 +6,7 @@ A row is a dictionary with `file_name`, a path relative to a folder of images, `
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def lies_in(folder: Path, path: Path) -> bool:
     Whether a file is in a folder, links resolved. The files of a download from the Hub are links out of their folder,
     `snapshots/REVISION`, into `blobs` beside it.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # which, other than `resolve()`, has an answer for a link to itself
     if target.is_relative_to(folder.resolve()):
         return True
     home = folder.resolve().parent

@@ -569,7 +569,7 @@ def absolute_paths(folder: Path, paths: Iterable[str]) -> list[str | None]:
     def absolute(path: str) -> str | None:
         try:
             return str((root / path).resolve()) if path else None
-        except (OSError, ValueError):  # too long, or with a NUL
+        except (OSError, RuntimeError, ValueError):  # too long, a link to itself, or with a NUL
             return None
 
     return [absolute(path) for path in paths]
@@ -581,6 +581,8 @@ def path_problem(folder: Path, path: str, what: str) -> Problem | None:
     try:
         resolved = (root / path).resolve()
         is_file = resolved.is_file()
+    except RuntimeError:  # a link to itself, up to Python 3.12
+        return "image-missing", f"{what} must be a file in {folder}, got {shown(path)}"
     except (OSError, ValueError):  # too long, or with a NUL
         return "image-missing", f"{what} must be a path, got {shown(path)}"
     if not path:

@@ -354,3 +354,30 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_read(tmp_path):
     for name, message in (("out.png", "must lie inside"), ("dangling.png", "must be a file in")):
         with pytest.raises(InputError, match=f"{message}.*{name}"):
             load_captions(write_table(tmp_path / "data", [name]))
+
+
+def test_links_and_pipes_among_the_images_of_a_folder(tmp_path, model, pipe, monkeypatch, faults):
+    """A pipe that nobody writes to would be read for ever, and a folder may have a link to itself."""
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    (photos / "folder.png").mkdir(parents=True)
+    (photos / "a.png").write_bytes(saved(noise()))
+    for name, target in (("none.png", "nowhere.png"), ("self.png", "self.png"), ("loop", ".")):
+        os.symlink(target, photos / name)
+    os.mkfifo(photos / "pipe.png")
+    bad = ["none.png", "self.png", "pipe.png"]
+    command = ["caption", "photos", *(f"photos/{name}" for name in bad), "--model", model]
+    with pytest.raises(SystemExit) as stopped:
+        program([*command, "--output", "out.jsonl"])
+    rows = {row["image"]: row for row in map(json.loads, open("out.jsonl"))}
+    refused = sum(rows[f"photos/{name}"]["error"] == "no such file" for name in bad)
+    assert stopped.value.code == 1 and "caption" in rows["photos/a.png"]
+    for name in bad:
+        with pytest.raises(ValueError, match=f"the path of a file that is there.*{name}"):
+            pipe(f"photos/{name}")
+        with pytest.raises(InputError, match=f"must be a file in .*{name}"):
+            load_captions(write_table(photos, ["a.png", name]))
+    faults.count(
+        "links to nothing and pipes among images", len(bad), refused, "an error with the name, none waited for"
+    )
+    assert refused == len(bad) and {*rows} == {f"photos/{name}" for name in ("a.png", *bad)}
