@@ -163,7 +163,9 @@ class ImageFiles:
         for name in inputs:
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer) if name == "-" else [name]
             for path in lines:
-                if path:
+                if path.startswith(("http://", "https://")):
+                    found[path] = ImageFile(path, objection="images must be files; the pipeline takes addresses")
+                elif path:
                     self._add(os.path.normpath(path), found)
         self._found = list(found.values())
         if not len(self):

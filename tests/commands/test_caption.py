@@ -165,12 +165,15 @@ def test_every_format_says_the_same_and_is_read_back(suffix, model, pipe, photos
     Path("photos/broken.png").write_bytes(b"no image")
     names = [*photos, str(odd)]
     output = Path(f"deep/out.{suffix}")
-    run(*names, "photos/broken.png", "nowhere.png", "--model", model, "--output", output, "--words", status=1)
+    address = "https://example.org/photo.png"
+    bad = ("photos/broken.png", "nowhere.png", address)
+    run(*names, *bad, "--model", model, "--output", output, "--words", status=1)
     texts = expected(pipe, names)
     found = {row["image"]: row for row in read_captions(output)}
     assert {name: found[name]["caption"] for name in names} == texts
     assert not found["photos/broken.png"].get("caption") and not found["nowhere.png"].get("caption")
     assert "no such file" in str(found["nowhere.png"]) and "identify" in str(found["photos/broken.png"])
+    assert "images must be files" in str(found[address])
     if suffix != "txt":
         words = found[photos[0]]["words"]
         assert " ".join(entry["word"] for entry in words) == texts[photos[0]]
