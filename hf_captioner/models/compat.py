@@ -53,11 +53,12 @@ def check_stored(config: PreTrainedConfig, stored: int) -> None:
     Raises:
         ValueError: if they can't be half of what the configuration describes.
     """
-    least = config.num_hidden_layers * config.hidden_size**2
+    layers = getattr(config, "num_hidden_layers", 0)  # a family from outside need not have them
+    least = layers * config.hidden_size**2
     if least - 2 * stored > max(2 * stored, _FEW):
         raise ValueError(
             f"the weights must be those that the configuration describes, got {stored:,} bytes for "
-            f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+            f"{layers} layers of width {config.hidden_size}"
         )
 
 

@@ -1,6 +1,7 @@
 """What the configurations of both captioner families share."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -218,6 +219,12 @@ class CaptionerConfig(PreTrainedConfig):
         """Sizes are positive and bounded."""
         check_size("vocab_size", self.vocab_size, MAX_VOCABULARY)
         check_size("hidden_size", self.hidden_size, MAX_WIDTH)
+
+    def validate_numbers(self) -> None:
+        """Numbers are finite: JSON has none that are not."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value}")
 
     def validate_vision_config(self) -> None:
         """The vision model's sizes are bounded."""

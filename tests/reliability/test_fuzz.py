@@ -223,7 +223,10 @@ def configurations(family, changes):
 def test_configurations(cases, faults):
     families = st.sampled_from([RnnCaptionerConfig, TransformerCaptionerConfig])
     changes = st.dictionaries(st.sampled_from(FIELDS), JUNK, min_size=1, max_size=2)
-    examples = [{"family": RnnCaptionerConfig, "changes": {"hidden_size": 0}}]
+    examples = [
+        {"family": RnnCaptionerConfig, "changes": changes}
+        for changes in ({"hidden_size": 0}, {"doubly_stochastic_lambda": math.inf}, {"score_temperature": math.nan})
+    ]
     note = "refused by name, or kept"
     fuzz(configurations, {"family": families, "changes": changes}, cases, faults, examples, note)
 
