@@ -108,8 +108,9 @@ class CaptionerPreTrainedModel(WholeWeightsMixin):
         """
         name = pretrained_model_name_or_path
         if name is not None and os.path.isdir(name) and use_safetensors:
-            config = kwargs.get("config") if kwargs.get("state_dict") is None else None
-            _check_weight_files(Path(name, kwargs.get("subfolder") or ""), config)
+            config = kwargs.get("config")  # or its folder
+            known = isinstance(config, PreTrainedConfig) and kwargs.get("state_dict") is None
+            _check_weight_files(Path(name, kwargs.get("subfolder") or ""), config if known else None)
         try:
             return super().from_pretrained(name, *args, use_safetensors=use_safetensors, **kwargs)
         except SafetensorError as error:
