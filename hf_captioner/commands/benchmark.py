@@ -53,10 +53,10 @@ from .benchmark_loops import (
     encoder_decoder_loss,
     encoder_decoder_search,
     in_turns,
+    read_arguments,
     searched,
     vision_encoder_decoder,
 )
-from .parsing import CommandParser
 
 PARTS = ("decoding", "training", "growth", "memory", "files", "export")
 OURS, BARE, TUTORIAL, VED, BLIP = "ours", "bare loop", "tutorial's loop", "VisionEncoderDecoderModel", "BLIP"
@@ -478,12 +478,7 @@ def measure(args: Arguments) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
-    if args.small:
-        for name, value in SMALL.items():
-            setattr(args, name, value)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = read_arguments(Arguments, SMALL, argv, __doc__)
     if args.memory_of is not None:
         print(peak_of(args, json.loads(args.memory_of)))
         return

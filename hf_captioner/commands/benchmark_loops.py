@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from .. import (
     TransformerCaptionerConfig,
     TransformerCaptionerForConditionalGeneration,
 )
+from .parsing import CommandParser
 
 START, PAD = 2, 1
 LEAST_ROUNDS = 3  # however long they take
@@ -37,6 +39,23 @@ SYSTEMS = {
     "cnn_transformer": {},
     "vit_transformer": {"encoder_layers": 0},
 }
+
+
+def read_arguments(arguments: type, small: dict[str, Any], argv: list[str] | None, description: str | None) -> Any:
+    """
+    A benchmark's arguments, with the sizes of `small` where `--small` asks for them. torch gets the `threads` that
+    they name.
+
+    Raises:
+        InputError: as [`CommandParser.parse`].
+    """
+    (args,) = CommandParser(arguments, description=description).parse(argv)
+    if args.small:
+        for name, value in small.items():
+            setattr(args, name, value)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return args
 
 
 def in_turns(

@@ -36,8 +36,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .. import TransformerCaptionerConfig, TransformerCaptionerForConditionalGeneration
 from ..sharing import convert_model
 from . import run
-from .benchmark_loops import PAD, START, encoder_decoder, in_turns, of_length
-from .parsing import CommandParser
+from .benchmark_loops import PAD, START, encoder_decoder, in_turns, of_length, read_arguments
 
 
 @dataclass
@@ -212,12 +211,7 @@ def table(args: Arguments, seconds: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
-    if args.small:
-        for name, value in SMALL.items():
-            setattr(args, name, value)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = read_arguments(Arguments, SMALL, argv, __doc__)
     seconds, same = measure(args)
     print(
         f"{args.layers} layers, width {args.hidden_size}, {1 + (args.image_size // 16) ** 2} regions, "
