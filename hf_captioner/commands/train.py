@@ -308,10 +308,11 @@ def main(argv: list[str] | None = None) -> None:
         trainer.push_to_hub()
     if args.do_train:
         training.finish(left_out or [])
+    # What starts several processes kills the others when one of them fails, so the first one waits for the last; and one
+    # that ends with its connections open may abort while they are torn down.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     if left_out:
-        # What starts several processes kills the others when one of them fails, so the first one waits for the last.
-        trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.end_training()
         raise SystemExit(1)
 
 

@@ -385,6 +385,7 @@ from test_self_critical import SamplesOfItsOwn, setup, weights_of
 trainer = setup(Path({out!r}), trainer_class=SamplesOfItsOwn, per_device_train_batch_size=3, max_steps=1)
 trainer.train()
 torch.save((weights_of(trainer), trainer.state.log_history), Path({out!r}, f"rank{{trainer.args.process_index}}.pt"))
+trainer.accelerator.end_training()
 """
 
 

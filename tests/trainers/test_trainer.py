@@ -224,6 +224,7 @@ Path({out!r}, f"seen{{rank}}.json").write_text(json.dumps(dict(
     indices=output.label_ids.tolist(), metrics=output.metrics["test_bleu_1"],
     weights=float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
 )))
+trainer.accelerator.end_training()
 """
 
 
