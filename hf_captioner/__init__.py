@@ -58,12 +58,12 @@ if TYPE_CHECKING or _HAS_TORCH:
     ImageCaptioningPipeline.named_options = staticmethod(_generation_options)
 
 if TYPE_CHECKING:
-    from .trainers import CaptioningTrainer, SelfCriticalTrainer
+    from .trainers import CaptioningTrainer, DistillingTrainer, SelfCriticalTrainer
 else:
 
     def __getattr__(name: str):
         # Imported on first use: the trainers need packages that captioning does not, and take seconds to import.
-        if name in ("CaptioningTrainer", "SelfCriticalTrainer"):
+        if name in ("CaptioningTrainer", "DistillingTrainer", "SelfCriticalTrainer"):
             from . import trainers
 
             return getattr(trainers, name)
@@ -76,6 +76,7 @@ __all__ = [
     "CaptionerImageProcessor",
     "CaptionerProcessor",
     "CaptioningTrainer",
+    "DistillingTrainer",
     "ImageCaptioningPipeline",
     "RnnCaptionerConfig",
     "RnnCaptionerForConditionalGeneration",

@@ -89,7 +89,10 @@ def read_captions(source: str, *args, **kwargs) -> Dataset:
 
 
 def read_captioner(
-    path_or_name: str, fields: dict[str, Any] | None = None, dtype: torch.dtype | str = torch.float32
+    path_or_name: str,
+    fields: dict[str, Any] | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    option: str = "model",
 ) -> tuple[PreTrainedModel, CaptionerProcessor]:
     """
     A saved captioner, and its processor.
@@ -98,11 +101,12 @@ def read_captioner(
         path_or_name: its folder, or its name on the Hub.
         fields: of its configuration, in place of the saved ones.
         dtype: of its weights, or "auto" for the one that they were saved in.
+        option: what names it, for errors.
 
     Raises:
         InputError: if there is none, or it cannot have such fields.
     """
-    with refusing(*FOLDER_ERRORS, what=f"`model` must be a captioner's folder or Hub name, got {path_or_name}: "):
+    with refusing(*FOLDER_ERRORS, what=f"`{option}` must be a captioner's folder or Hub name, got {path_or_name}: "):
         if not fields:
             model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=dtype)
             return model, CaptionerProcessor.from_pretrained(path_or_name)

@@ -10,6 +10,10 @@ clone `training/train.py` stands for `-m hf_captioner.commands.train`:
     accelerate launch -m hf_captioner.commands.train --config flickr8k_rnn_additive \
         --train_data flickr8k/train.parquet --eval_data flickr8k/validation.parquet --vision_model efficientnet_lite2
 
+Teachers, captioners with the same vocabulary, may say what they expect at each word of the references:
+
+    --objective distillation --teachers outputs/soft outputs/multi_head outputs/cnn_transformer
+
 Captioners are usually trained in two stages, here two runs: the second starts from the first one's folder and is
 trained by reward.
 
@@ -50,6 +54,7 @@ from transformers import CONFIG_MAPPING, EarlyStoppingCallback, GenerationConfig
 from .. import CaptionerImageProcessor, CaptionerProcessor, train_tokenizer
 from ..compat import captioner_class
 from ..data import CaptionCollator, cache_features
+from ..data.feature_cache import fingerprint, prepares
 from ..data.views import OneOfViews, RandomView, RandomViews, views_to_cache
 from ..errors import InputError, one_line
 from ..metrics import CaptionReward
@@ -57,7 +62,7 @@ from ..models.configuration_captioner import CaptionerConfig
 from ..models.machine_captioner import choose_precision
 from ..models.vision_encoder import VisionEncoder
 from ..sharing import write_card
-from ..trainers import CaptioningTrainer, SelfCriticalTrainer, caption_metrics
+from ..trainers import CaptioningTrainer, DistillingTrainer, SelfCriticalTrainer, caption_metrics
 from ..trainers.adapters import add_adapters
 from ..trainers.training_seen import TrainingSeen, alarms_of
 from . import run
@@ -137,10 +142,53 @@ def check_agreement(config, tokenizer) -> None:
             raise InputError(f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}")
 
 
-def trainer_of(objective: ObjectiveArguments, references: list[list[str]]):
-    """The trainer's class and the arguments that only this class takes; `references` are those of the training set."""
+def read_teachers(
+    folders: list[str], model: PreTrainedModel, processor: CaptionerProcessor, cached: bool
+) -> list[PreTrainedModel]:
+    """
+    Captioners for a student to learn from.
+
+    Args:
+        folders: theirs, or their names on the Hub.
+        model, processor: the student's.
+        cached: whether they are shown the features of the student's vision model in place of images.
+
+    Raises:
+        InputError: if one is none, speaks other words, or would have to see an image as the student does not.
+    """
+    teachers = []
+    for folder in folders:
+        teacher, other = read_captioner(folder, option="teachers")
+        if other.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+            raise InputError(f"`teachers` must have the student's vocabulary, got {folder} with another")
+        if prepares(other.image_processor) != prepares(processor.image_processor):
+            raise InputError(f"`teachers` must take images as the student does, got {folder}, which resizes otherwise")
+        if cached and fingerprint(teacher.vision_encoder, other.image_processor) != fingerprint(
+            model.vision_encoder, processor.image_processor
+        ):
+            raise InputError(
+                f"`teachers` must have the student's vision model with `feature_cache`, got {folder} with another"
+            )
+        teachers.append(teacher)
+    return teachers
+
+
+def trainer_of(
+    objective: ObjectiveArguments,
+    references: list[list[str]],
+    model: PreTrainedModel,
+    processor: CaptionerProcessor,
+    cached: bool,
+):
+    """
+    The trainer's class and the arguments that only this class takes; `references` are those of the training set, and
+    `cached` says whether training is from features.
+    """
     if objective.objective == "cross_entropy":
         return CaptioningTrainer, {}
+    if objective.objective == "distillation":
+        teachers = read_teachers(objective.teachers, model, processor, cached)
+        return DistillingTrainer, dict(teachers=teachers, teacher_weight=objective.teacher_weight)
     with refusing(ValueError, what="`reward`: "):
         reward = CaptionReward(references, json.loads(objective.reward))
     settings = dict(
@@ -243,7 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     train_references = train["captions"][:]
     model, processor = build(model_args, [text for captions in train_references for text in captions])
 
-    trainer_class, settings = trainer_of(objective, train_references)
+    cached = data_args.feature_cache is not None
+    trainer_class, settings = trainer_of(objective, train_references, model, processor, cached)
     train, indexed = (
         part.select_columns(["image", "captions"]).add_column("index", list(range(len(part))))
         for part in (train, evaluation)
@@ -252,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     if model_args.lora is not None:
         with refusing(re.error, what="`trainable_vision`: "):
             adapted = add_adapters(model.vision_encoder, model_args.lora, model_args.trainable_vision)
-    if data_args.feature_cache is not None:
+    if cached:
         model.to(args.device)
         with args.main_process_first(desc="caching features"):
             train, indexed = features(train, indexed, model.vision_encoder, processor.image_processor, data_args)
@@ -308,8 +357,8 @@ def main(argv: list[str] | None = None) -> None:
         trainer.push_to_hub()
     if args.do_train:
         training.finish(left_out or [])
-    # What starts several processes kills the others when one of them fails, so the first one waits for the last; and one
-    # that ends with its connections open may abort while they are torn down.
+    # What starts several processes kills the others when one of them fails, so the first one waits for the last; and
+    # one that ends with its connections open may abort while they are torn down.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if left_out:

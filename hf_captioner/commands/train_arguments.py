@@ -62,6 +62,8 @@ SELF_CRITICAL = dict(
     candidates="samples",
     cross_entropy=0.0,
 )
+DISTILLATION = dict(teacher_weight=0.5)
+OBJECTIVES = ("cross_entropy", "distillation", "self_critical")
 
 
 @dataclass
@@ -218,7 +220,21 @@ class ObjectiveArguments:
     objective: str = field(
         default="cross_entropy",
         metadata={
-            "help": "cross_entropy: likelihood of the reference captions; self_critical: reward of sampled captions"
+            "help": "cross_entropy: likelihood of the reference captions; distillation: besides, what teachers expect "
+            "at each of their words; self_critical: reward of sampled captions"
+        },
+    )
+    teachers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "distillation: folders or Hub names of captioners with the same vocabulary, which see the same "
+            "images; the mean of their probabilities is learned"
+        },
+    )
+    teacher_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "distillation: weight of the teachers in the loss, 0.5 by default; the references have the rest"
         },
     )
     reward: str | None = field(
@@ -255,15 +271,21 @@ class ObjectiveArguments:
 
     def __post_init__(self):
         check_positive(self, "early_stopping_patience")
-        if self.objective == "cross_entropy":
-            refuse_without_effect(self, SELF_CRITICAL, "unless `objective` is self_critical")
-        elif self.objective == "self_critical":
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"`objective` must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.objective == "self_critical":
             fill_in(self, SELF_CRITICAL)
             weights = json_mapping("reward", self.reward)
             if not all(type(weight) in (int, float) for weight in weights.values()):
                 raise InputError(f"`reward` must be metrics and their weights, numbers, got {self.reward!r}")
         else:
-            raise InputError(f"`objective` must be cross_entropy or self_critical, got {self.objective!r}")
+            refuse_without_effect(self, SELF_CRITICAL, "unless `objective` is self_critical")
+        if self.objective == "distillation":
+            fill_in(self, DISTILLATION)
+            if not self.teachers:
+                raise InputError("`teachers` must be the folders of captioners to learn from, got none")
+        else:
+            refuse_without_effect(self, ["teachers", *DISTILLATION], "unless `objective` is distillation")
 
 
 def parse_arguments(

@@ -161,11 +161,16 @@ class Precision(Protocol):
     ) -> tuple[torch.Tensor, tuple[int, int]]: ...
 
 
-def _fingerprint(
+def prepares(image_processor: BaseImageProcessor) -> dict[str, Any]:
+    """How images are prepared, the same for a processor and its saved copy, which also says where its code is."""
+    return {name: value for name, value in image_processor.to_dict().items() if name != "auto_map"}
+
+
+def fingerprint(
     vision_encoder: nn.Module,
     image_processor: BaseImageProcessor,
-    view: View | None,
-    precision: Precision | None,
+    view: View | None = None,
+    precision: Precision | None = None,
 ) -> str:
     """
     A hash of all that features depend on beside the image: weights and their type, settings, preprocessing, view,
@@ -175,8 +180,7 @@ def _fingerprint(
     for name, tensor in sorted(vision_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_bytes(tensor))
-    processing = image_processor.to_dict()
-    processing.pop("auto_map", None)  # only where the code is: a saved processor finds the same features
+    processing = prepares(image_processor)
     config = vision_encoder.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers model
     for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
         config.pop(name, None)  # of the folder, not of the model
@@ -269,7 +273,7 @@ def cache_features(
     """
     images = undecoded(dataset)
     digests = image_digests(images)
-    home = Path(folder) / f"features-{_fingerprint(vision_encoder, image_processor, view, precision)}"
+    home = Path(folder) / f"features-{fingerprint(vision_encoder, image_processor, view, precision)}"
     files: list[Path] = []
     missing: dict[Path, range] = {}
     for start in range(0, len(digests), IMAGES_PER_FILE):

@@ -249,7 +249,7 @@ class CaptioningTrainer(ResumingTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = {name: value for name, value in inputs.items() if name != "index"}
         # Nothing here reads the logits, which would be the largest tensor of a step.
-        loss, outputs = super().compute_loss(model, {**inputs, "output_logits": False}, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, {"output_logits": False, **inputs}, True, num_items_in_batch)
         self.note(getattr(outputs, "log", None) or {})
         self._noted_batches += 1
         return (loss, outputs) if return_outputs else loss

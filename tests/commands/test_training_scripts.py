@@ -72,7 +72,9 @@ def test_a_second_stage_is_rewarded_and_reuses_the_features(tmp_path):
 
 
 def test_an_unknown_objective_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`objective` must be cross_entropy or self_critical, got 'reward'"):
+    with pytest.raises(
+        ValueError, match="`objective` must be one of cross_entropy, distillation, self_critical, got 'reward'"
+    ):
         train.main(arguments(tmp_path, objective="reward"))
 
 
