@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .. import CaptionerProcessor, __version__
+from ..data.image_column import where
 from ..data.image_files import read_ahead
 from ..data.reading import decode_image, undecoded
-from ..data.sources import where
 from ..errors import InputError
 from ..files import replacing
 from ..models.image_reading import to_rgb

@@ -1,36 +1,25 @@
 """Where images and captions come from: one function, one shape of data set."""
 
 import copy
-import csv
-import glob
-import io
-import json
-import os
-import posixpath
 import re
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
-from tqdm.auto import tqdm
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 
-from ..errors import InputError, brief, listed, shown
-from .formats import FORMATS, Problem, Report, find_images, lies_in, read_json, read_text, refuse
-from .reading import NamedImage, decode_image, undecoded
+from ..errors import InputError, listed, shown
+from .formats import FORMATS, Problem, Report, find_images, lies_in, read_json, refuse
+from .image_column import absolute_paths, image_paths, image_problems, path_problem, where
+from .reading import NamedImage
 from .shapes import shapes_dataset
+from .tables import TABLE_LOADERS, loaded, read_shards, read_table
 
-TABLE_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".json": "json", ".jsonl": "json"}
 CAPTION_FILES = ("metadata", "captions")  # names of the table in an image folder
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path", "img", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "raw", "txt")
+SHARD_FIELDS = (*CAPTION_COLUMNS, "image_id")  # of a webdataset's .json
 FORMAT_NAMES = ", ".join((*FORMATS, "table", "webdataset"))
-# Of webdataset shards: their keys of bookkeeping.
-_SHARD_COLUMNS = ("__key__", "__url__")
 
 
 def load_captions(
@@ -137,10 +126,6 @@ def _good_rows(problems: list[Problem | None], left_out: list[str] | None) -> li
     return [row for row, problem in enumerate(problems) if problem is None]
 
 
-def where(column: str, row: int, source: str) -> str:
-    return f"`{column}[{row}]` of {source}"
-
-
 def _refuse_any(problems: Iterable[Problem | None]) -> None:
     for problem in problems:
         if problem is not None:
@@ -174,7 +159,7 @@ def open_source(
             raise FileNotFoundError(f"`source` does not exist: {source}")
         if not source:
             raise InputError(f"`source` must be a path or the name of a data set, got {source!r}")
-        return _undecoded(_pick_split(_loaded(source, load_dataset, source), source, split)), None
+        return _undecoded(_pick_split(loaded(source, load_dataset, source), source, split)), None
     dataset, folder = _open_path(path, split, format, image_folder, report)
     if not len(dataset):
         raise InputError(f"`source` must have at least one row, got none in {source}")
@@ -217,15 +202,15 @@ def _open_path(
     shards = _files_in(path, "*.tar") if path.is_dir() else [path] if path.suffix.lower() == ".tar" else []
     if format == "webdataset" or (path.is_file() and shards):
         _without_splits(path, split)
-        return _read_shards(path, shards), given
+        return read_shards(path, shards, SHARD_FIELDS), given
     if path.is_file():
         _without_splits(path, split)
         if path.suffix.lower() not in TABLE_LOADERS:
             raise InputError(f"`source` must be a table ({', '.join(TABLE_LOADERS)}), got {path}")
-        return _read_table([path], report), given
+        return read_table([path], report), given
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         _check_saved(path)
-        return _pick_split(_loaded(str(path), load_from_disk, str(path)), str(path), split), given
+        return _pick_split(loaded(str(path), load_from_disk, str(path)), str(path), split), given
     for name in CAPTION_FILES:
         for suffix in TABLE_LOADERS:
             table = path / f"{name}{suffix}"
@@ -235,13 +220,13 @@ def _open_path(
                     if format is None and candidate.recognises(table):
                         return _open_format(table, split, kind, image_folder, report)
                 _without_splits(path, split)
-                return _read_table([table], report), given
+                return read_table([table], report), given
     if parquet := _files_in(path, "*.parquet"):
         _without_splits(path, split)
-        return _read_table(parquet, report), given
+        return read_table(parquet, report), given
     if shards:
         _without_splits(path, split)
-        return _read_shards(path, shards), given
+        return read_shards(path, shards, SHARD_FIELDS), given
     if format is None and FORMATS["text_files"].recognises(path):
         return _open_format(path, split, "text_files", image_folder, report)
     raise InputError(
@@ -308,158 +293,6 @@ def _shapes_settings(source: str) -> dict[str, int]:
     return {name: int(value) for name, value in (pair.split("=") for pair in source.split(":")[1].split(","))}
 
 
-def _loaded(source: str, load, *args, **kwargs):
-    """What a function of `datasets` returns; its errors name the source and their first cause."""
-    try:
-        return load(*args, **kwargs)
-    except (OSError, ValueError, DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError) as error:
-        cause: BaseException = error
-        while isinstance(cause, DatasetGenerationError) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise InputError(
-            f"`source` must be data that can be read, got {source} ({type(cause).__name__}: {brief(cause)})"
-        ) from error
-
-
-def _read_table(paths: list[Path], report: Report) -> Dataset:
-    kind = TABLE_LOADERS[paths[0].suffix.lower()]
-    options: dict[str, Any] = {}
-    if kind != "parquet":
-        (path,) = paths
-        text = read_text(path)  # whose errors are plainer than those of the readers below
-        if kind == "json":
-            return _from_rows(path, _json_rows(path, text, report))
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        columns = _csv_columns(path, text, separator, report)
-        if columns is not None:
-            return _loaded(str(path), Dataset.from_dict, columns)
-        # "NA" and "null" are texts like others; only an empty cell is a missing one.
-        options = {"sep": separator, "keep_default_na": False, "na_values": [""], "index_col": False}
-    names = ", ".join(str(path) for path in paths[:3])
-    files = [glob.escape(str(path)) for path in paths]
-    return _loaded(names, load_dataset, kind, data_files=files, split="train", **options)
-
-
-def _csv_columns(path: Path, text: str, separator: str, report: Report) -> dict[str, list[str | None]] | None:
-    """
-    Reports rows that do not have as many fields as the header, which pandas would shift or fill, and returns the
-    columns without them, as text; `None` if there are no such rows, and no NUL either, at which pandas before 3.1 cuts
-    a text off.
-    """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        header = next(reader)
-        rows, bad = [], False
-        for cells in reader:
-            if len(cells) == len(header):
-                rows.append(cells)
-            elif cells:
-                bad = True
-                place = f"the row that ends in line {reader.line_num} of {path}"
-                message = f"{place} must have {len(header)} fields as the header has, got {len(cells)}: {cells[:3]}"
-                report(("columns-disagree", message))
-    except csv.Error as error:
-        raise InputError(
-            f"`source` must be data that can be read, got {path} (line {reader.line_num}: {error})"
-        ) from error
-    if not rows:
-        raise InputError(f"`source` must have at least one row, got none in {path}")
-    _check_names(path, header)
-    if not bad and "\0" not in text:
-        return None
-    return {name: [row[place] or None for row in rows] for place, name in enumerate(header)}
-
-
-def _json_rows(path: Path, text: str, report: Report) -> list[dict]:
-    """The objects of a JSON file: a list of them, one, or one on each line; what is none is reported."""
-    lines = path.suffix.lower() == ".jsonl"
-    named: list[tuple[str, Any]]
-    if not lines:
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            lines = text.count("\n") > 0 and _is_object(text.splitlines()[0])  # JSON lines under another name
-            if not lines:
-                raise InputError(f"`source` must be data that can be read, got {path} ({error})") from error
-        except RecursionError as error:
-            raise InputError(f"`source` must be data that can be read, got {path}, nested too deeply") from error
-    if lines:
-        named = [(f"line {number}", line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        content = [_object(line) for _, line in named]
-    elif isinstance(content, dict):
-        content, named = [content], [("the content", content)]
-    elif isinstance(content, list):
-        named = [(f"row {number}", row) for number, row in enumerate(content)]
-    else:
-        raise InputError(f"`source` must be a list of JSON objects, got {shown(content)} in {path}")
-    rows = []
-    for row, (place, raw) in zip(content, named, strict=True):
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            value = repr(raw[:80]) if isinstance(raw, str) else shown(raw)
-            report(("row-unreadable", f"{place} of {path} must be a JSON object, got {value}"))
-    return rows
-
-
-def _object(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-
-
-def _is_object(line: str) -> bool:
-    return isinstance(_object(line), dict)
-
-
-def _check_names(path: Path, columns: Iterable[str]) -> None:
-    for name in columns:
-        if "\0" in name:  # Arrow reads a name no further
-            raise InputError(f"`source` must have names of columns without NUL, got {name!r} in {path}")
-
-
-def _from_rows(path: Path, rows: list[dict]) -> Dataset:
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    if not columns:
-        raise InputError(f"`source` must have at least one row, got none in {path}")
-    _check_names(path, columns)
-    try:
-        return Dataset.from_dict(columns)
-    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:
-        for name, cells in columns.items():
-            try:
-                pyarrow.array(cells)
-            except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
-                found = _first_other(cells)
-                raise InputError(f"`{name}` of {path} must be of one type in all rows, got {found}") from error
-        raise InputError(f"`source` must be data that can be read, got {path} ({error})") from error
-
-
-def _first_other(cells: list) -> str:
-    """The first cell that is of another type than those before it, and its row."""
-    first = next(cell for cell in cells if cell is not None)
-    other = next((row for row, cell in enumerate(cells) if cell is not None and type(cell) is not type(first)), None)
-    return shown(first) if other is None else f"{shown(first)} and in row {other} {shown(cells[other])}"
-
-
-def _read_shards(path: Path, shards: list[Path]) -> Dataset:
-    """webdataset: members of a tar file whose names differ in their ending alone are one row."""
-    if not shards:
-        raise InputError(f"`source` must hold tar files, got {path}")
-    files = [str(shard) for shard in shards]
-    dataset = _loaded(str(path), load_dataset, "webdataset", data_files=files, split="train")
-    if "json" in dataset.column_names:
-        for name in dataset.features["json"]:
-            if name in (*CAPTION_COLUMNS, "image_id"):
-                dataset = dataset.add_column(name, [cell[name] for cell in dataset["json"][:]])
-        dataset = dataset.remove_columns("json")
-    if "txt" in dataset.column_names:
-        texts = [[line for line in (text or "").splitlines() if line.strip()] for text in dataset["txt"][:]]
-        dataset = dataset.remove_columns("txt").add_column("txt", texts)
-    return dataset.remove_columns([name for name in _SHARD_COLUMNS if name in dataset.column_names])
-
-
 def _pick_split(dataset: Dataset | DatasetDict, source: str, split: str | None) -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
@@ -520,39 +353,6 @@ def collect_captions(dataset: Dataset, source: str, columns: Sequence[str]) -> t
     return captions, problems
 
 
-def image_paths(dataset: Dataset, source: str, column: str) -> list[str] | None:
-    """
-    The paths in an image column, with the same spelling for the same file; `None` if the column has the images
-    themselves.
-
-    Raises:
-        InputError: if it has neither, or both.
-    """
-    feature = dataset.features[column]
-    if isinstance(feature, Value) and feature.dtype.endswith("string"):
-        return [posixpath.normpath(path) if path else "" for path in dataset[column][:]]
-    is_struct = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-    if not is_struct and not isinstance(feature, Image):
-        if isinstance(feature, Value) and feature.dtype.endswith("binary"):
-            return None
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        first = next((cell for cell in dataset[column] if cell is not None), None)
-        raise InputError(f"`{column}` of {source} must hold images or their paths, got {kind} such as {shown(first)}")
-    # A table from elsewhere may have paths in place of bytes: `datasets` would read any file or address they name.
-    raw = dataset.select_columns([column])
-    raw = raw if is_struct else raw.cast_column(column, Image(decode=False))
-    cells = raw.with_format("arrow")[:].column(column).combine_chunks()
-    without = cells.field("bytes").is_null().to_pylist()
-    if not any(without):
-        return None
-    if not all(without):
-        row = without.index(True)
-        raise InputError(
-            f"{where(column, row, source)} must hold the image as the others do, got {cells.field('path')[row]}"
-        )
-    return [posixpath.normpath(path) if path else "" for path in cells.field("path").to_pylist()]
-
-
 def _merge_rows_of_an_image(dataset, captions, paths):
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
@@ -561,52 +361,3 @@ def _merge_rows_of_an_image(dataset, captions, paths):
             captions[keeper] = captions[keeper] + captions[row]
     rows = list(first.values())
     return dataset.select(rows), [captions[row] for row in rows], [paths[row] for row in rows]
-
-
-def absolute_paths(folder: Path, paths: Iterable[str]) -> list[str | None]:
-    """Paths in a folder, links resolved; `None` for one that is none."""
-
-    def absolute(path: str) -> str | None:
-        try:
-            return os.path.realpath(folder / path) if path else None
-        except (OSError, ValueError):  # too long, or with a NUL
-            return None
-
-    return [absolute(path) for path in paths]
-
-
-def path_problem(folder: Path, path: str, what: str) -> Problem | None:
-    """What is wrong with an image's path: it must be a file in the folder, links resolved."""
-    try:
-        resolved = Path(os.path.realpath(folder / path))  # which has an answer for a link to itself, as in `lies_in`
-        is_file = resolved.is_file()
-    except (OSError, ValueError):  # too long, or with a NUL
-        return "image-missing", f"{what} must be a path, got {shown(path)}"
-    if not path:
-        return "image-missing", f"{what} must be a path, got {path!r}"
-    if not lies_in(folder, resolved):
-        return "image-outside", f"{what} must lie inside {folder}, got {shown(path)}"
-    if not is_file:
-        return "image-missing", f"{what} must be a file in {folder}, got {shown(path)}"
-    return None
-
-
-def image_problems(dataset: Dataset, source: str) -> Iterator[tuple[int, Problem]]:
-    """The rows of a data set whose `image` cannot be read, and what is wrong with each."""
-    raw = undecoded(dataset)
-
-    def problem(row: int) -> str | None:
-        try:
-            decode_image(raw[row]["image"], where("image", row, source))
-        except InputError as error:
-            return str(error)
-        return None
-
-    pool = ThreadPoolExecutor()
-    try:
-        results = pool.map(problem, range(len(raw)), chunksize=64)
-        for row, found in enumerate(tqdm(results, total=len(raw), desc="checking images", unit="image", leave=False)):
-            if found is not None:
-                yield row, ("image-unreadable", found)
-    finally:
-        pool.shutdown(cancel_futures=True)  # whoever asked may stop at the first

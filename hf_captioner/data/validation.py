@@ -21,16 +21,8 @@ from ..errors import InputError
 from ..files import open_picture
 from .duplicates import Pictures, difference_hash
 from .formats import Problem
-from .sources import (
-    absolute_paths,
-    collect_captions,
-    find_columns,
-    image_paths,
-    image_problems,
-    open_source,
-    path_problem,
-    where,
-)
+from .image_column import absolute_paths, image_paths, image_problems, path_problem, where
+from .sources import collect_captions, find_columns, open_source
 
 SMALLEST_SIDE = 32  # pixels; a vision model sees one or two regions of such an image
 LONGEST_CAPTION = 60  # words; the tokenizer cuts captions after 64 tokens
