@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..models.loss_captioner import row_lengths
 from .captioning_trainer import IMAGE_INPUTS, CaptioningTrainer
 
 
@@ -84,8 +85,7 @@ class DistillingTrainer(CaptioningTrainer):
         own, outputs = super().compute_loss(model, {**inputs, "output_logits": True}, True, num_items_in_batch)
         labels = inputs["labels"].flatten(0, -2)
         real = labels != -100
-        wanted = self._expected(inputs)[real]
-        words = F.cross_entropy(outputs.logits[real].float(), wanted, reduction="sum")
+        words = F.cross_entropy(outputs.logits[real].float(), self._expected(inputs, labels), reduction="sum")
         if num_items_in_batch is None:
             taught = words / real.sum().clamp(min=1)
         else:
@@ -97,8 +97,16 @@ class DistillingTrainer(CaptioningTrainer):
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _expected(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The mean of the teachers' probabilities (N, T, vocab_size), float32, at each word of the labels."""
-        seen = {name: value for name, value in inputs.items() if name in (*IMAGE_INPUTS, "labels")}
-        probabilities = [F.softmax(teacher(**seen).logits.float(), -1) for teacher in self.teachers]
-        return torch.stack(probabilities).mean(0)
+    def _expected(self, inputs: dict[str, Any], labels: torch.LongTensor) -> torch.Tensor:
+        """
+        The mean of the teachers' probabilities (R, vocab_size), float32, at the R words of the labels (N, T). As in
+        training, nothing is computed where the labels are padding.
+        """
+        seen = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
+        found = []
+        for teacher in self.teachers:
+            words = teacher.prepare_decoder_input_ids_from_labels(labels)
+            known = {"row_lengths": row_lengths(labels)} if "row_lengths" in teacher.model.decoder_options else {}
+            hidden = teacher.model(**seen, decoder_input_ids=words, use_cache=False, **known).last_hidden_state
+            found.append(F.softmax(teacher.lm_head(hidden[labels != -100]).float(), -1))
+        return torch.stack(found).mean(0)

@@ -39,7 +39,7 @@ def test_every_row_can_begin(tmp_path):
     made = commands(tmp_path)
     trainings = [arguments[3:] for arguments in made if arguments[2:3] == ["training/train.py"]]
     rows = {value(arguments, "--output_dir").split("/")[-1]: arguments for arguments in trainings}
-    assert len(rows) == len(trainings) == 13 and len(made) == 39
+    assert len(rows) == len(trainings) == 15 and len(made) == 45
     fields = {}
     for name, arguments in rows.items():  # in the order of their making
         model_args, data_args, objective, args = train.parse_arguments(arguments)
@@ -50,7 +50,10 @@ def test_every_row_can_begin(tmp_path):
             fields[name] = fields[model_args.model.split("/")[-1]] | given
         model_type = "transformer_captioner" if "transformer" in name else "rnn_captioner"
         config = AutoConfig.for_model(model_type, **fields[name])
-        assert (objective.objective == "self_critical") == name.endswith("_scst")
+        kinds = {"distilled": "distillation", "scst": "self_critical"}
+        assert objective.objective == kinds.get(name.split("_")[-1], "cross_entropy")
+        known = set(fields) - {name}
+        assert {folder.split("/")[-1] for folder in objective.teachers or []} <= known  # made before
         assert (data_args.feature_cache is None) == (name == "unfrozen") != model_args.freeze_vision
         assert ("hard" in name) == (getattr(config, "attention_sampling", "soft") == "hard")
         assert args.seed == 0 and args.do_train and args.load_best_model_at_end
