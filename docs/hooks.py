@@ -35,7 +35,11 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "hf_captioner/checkpoints/flickr8k/README.md": "results/in_the_box.md",
     "model_cards/README.md": "results/index.md",
-    **{f"model_cards/{card.name}": f"results/{card.name}" for card in sorted((ROOT / "model_cards").glob("[!R]*.md"))},
+    **{
+        f"model_cards/{file.name}": f"results/{file.name}"
+        for file in sorted((ROOT / "model_cards").glob("[!R]*"))
+        if file.suffix in (".md", ".png")
+    },
 }
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)

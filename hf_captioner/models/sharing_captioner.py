@@ -25,7 +25,7 @@ HUB_TASK = "image-text-to-text"
 _TEXT = """
 # {title}
 
-An image captioner: {system}, on the regions that a {vision} model sees. Its code, in this
+An image captioner: {system}, on the regions that {vision} model sees. Its code, in this
 repository, is that of hf_captioner, under the Apache License 2.0; what the weights may be used for depends on the
 licences of the training data and of the vision model's weights.
 
@@ -62,9 +62,9 @@ def model_card(config: PreTrainedConfig, name: str, license: str = NO_LICENSE) -
         pipeline_tag=HUB_TASK,
         tags=["image-captioning", config.model_type],
     )
-    text = _TEXT.format(
-        title=name.split("/")[-1], system=config.describe(), vision=config.vision_config.model_type, name=name
-    )
+    vision = config.vision_config.model_type
+    vision = f"{'an' if vision[0] in 'aeiou' else 'a'} {vision}"
+    text = _TEXT.format(title=name.split("/")[-1], system=config.describe(), vision=vision, name=name)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
