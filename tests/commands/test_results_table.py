@@ -79,9 +79,8 @@ def table(tmp_path):
 def test_cards_figures_and_tests(tmp_path, table, capsys):
     table()
     printed = capsys.readouterr().out
-    assert (
-        "| [additive](flickr8k_additive.md) | 25.0 (20.0 to 30.0) | 60.0 (50.0 to 70.0) | 20.0 | 50.0 % | 30 |"
-        in (printed)
+    assert "| [additive](flickr8k_additive.md) | 25.0 (20.0 to 30.0) | 60.0 (50.0 to 70.0) | 20.0 | 50.0 % | 30 |" in (
+        printed
     )
     rows = json.loads((tmp_path / "cards/flickr8k_results.json").read_text())["rows"]
     assert list(rows) == ["show_and_tell_lstm", "additive", "hard"]  # the table's order
