@@ -284,6 +284,8 @@ class ObjectiveArguments:
             fill_in(self, DISTILLATION)
             if not self.teachers:
                 raise InputError("`teachers` must be the folders of captioners to learn from, got none")
+            if not 0 <= self.teacher_weight <= 1:
+                raise InputError(f"`teacher_weight` must be from 0 to 1, got {self.teacher_weight}")
         else:
             refuse_without_effect(self, ["teachers", *DISTILLATION], "unless `objective` is distillation")
 

@@ -21,9 +21,8 @@ class DistillingTrainer(CaptioningTrainer):
         (1 - w) * (the captioner's own loss) + w * (mean over the references' words of - sum over v of q(v) log p(v))
 
     which is word-level distillation (Kim and Rush 2016, section 3.1) with an ensemble as teacher. A reference says one
-    word where others would be as good, and teachers that were trained apart agree on which: most of what an ensemble
-    gains is kept in one captioner. Teachers may be of any family. They see the same images, or the same
-    `image_features`, as the student, do not learn, and are not saved.
+    word where others would be as good; the mean of teachers that were trained apart says which. They may be of any
+    family. They see the same images, or the same `image_features`, as the student, do not learn, and are not saved.
 
     Beside the terms of the captioner's own loss the log has `loss_teachers`, the second term without its weight.
 

@@ -136,6 +136,10 @@ def test_a_model_on_the_command_line_stands_for_the_new_one_of_the_file(tmp_path
         (["--samples_per_image", "4"], "`samples_per_image` must be left out"),
         (["--teachers", "x"], r"`teachers` must be left out unless `objective` is distillation, got \['x'\]"),
         (["--teacher_weight", "0.5"], "`teacher_weight` must be left out unless `objective` is distillation, got 0.5"),
+        (
+            ["--objective", "distillation", "--teachers", "x", "--teacher_weight", "2"],
+            "`teacher_weight` must be from 0 to 1, got 2.0",
+        ),
         (["--objective", "distillation"], "`teachers` must be the folders of captioners to learn from, got none"),
         (["--freeze_vision", "--trainable_vision", "stages"], "`trainable_vision` must be left out"),
         (["--freeze_vision", "--lora", "4"], "`lora` must be left out with `freeze_vision`, got 4"),
