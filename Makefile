@@ -28,7 +28,7 @@ quickstart: setup
 DATA ?= $(or $(HF_CAPTIONER_DATA),../shared/data)
 RESULTS ?= outputs/results
 ROWS ?= show_and_tell_lstm show_and_tell_gru additive dot scaled_dot multi_head hard hard_multi_head \
-	cnn_transformer distilled additive_scst cnn_transformer_scst distilled_scst unfrozen unfrozen_scst
+	cnn_transformer distilled additive_scst cnn_transformer_scst unfrozen unfrozen_scst
 SEED ?= 0
 SOFT := --config flickr8k_rnn_additive
 REWARD := --config flickr8k_rnn_additive_scst
@@ -54,18 +54,17 @@ distilled := $(SOFT) $(NEW) $(CACHED) --cached_crops 2 --smallest_crop 0.7 \
 	--objective distillation --teacher_weight 0.7 --teachers $(TEACHERS:%=$(RESULTS)/%)
 hard := --config flickr8k_rnn_hard $(CACHED) --model $(RESULTS)/additive
 hard_multi_head := --config flickr8k_rnn_hard $(CACHED) --model $(RESULTS)/multi_head
-unfrozen := --config flickr8k_rnn_additive_unfrozen --model $(RESULTS)/distilled
+unfrozen := --config flickr8k_rnn_additive_unfrozen --model $(RESULTS)/additive
 additive_scst := $(REWARD) $(CACHED) --model $(RESULTS)/additive
-distilled_scst := $(REWARD) $(CACHED) --model $(RESULTS)/distilled
 cnn_transformer_scst := $(REWARD) $(CACHED) --model $(RESULTS)/cnn_transformer
 unfrozen_scst := $(REWARD) $(CACHED) --model $(RESULTS)/unfrozen
 
 # training.json is what a training writes when everything else is there
-$(RESULTS)/hard/training.json $(RESULTS)/additive_scst/training.json: $(RESULTS)/additive/training.json
+$(RESULTS)/hard/training.json $(RESULTS)/unfrozen/training.json $(RESULTS)/additive_scst/training.json: \
+	$(RESULTS)/additive/training.json
 $(RESULTS)/hard_multi_head/training.json: $(RESULTS)/multi_head/training.json
 $(RESULTS)/cnn_transformer_scst/training.json: $(RESULTS)/cnn_transformer/training.json
 $(RESULTS)/distilled/training.json: $(TEACHERS:%=$(RESULTS)/%/training.json)
-$(RESULTS)/distilled_scst/training.json $(RESULTS)/unfrozen/training.json: $(RESULTS)/distilled/training.json
 $(RESULTS)/unfrozen_scst/training.json: $(RESULTS)/unfrozen/training.json
 
 $(RESULTS)/%/training.json: | setup

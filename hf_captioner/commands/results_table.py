@@ -38,8 +38,7 @@ ROWS = {
     "distilled": "additive",
     "additive_scst": "additive",
     "cnn_transformer_scst": "cnn_transformer",
-    "distilled_scst": "distilled",
-    "unfrozen": "distilled",
+    "unfrozen": "additive",
     "unfrozen_scst": "unfrozen",
 }
 TESTED = ("bleu_4", "cider_d")
