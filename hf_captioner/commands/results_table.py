@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from ..errors import InputError
 from ..metrics import compare_scores, score_captions
 from ..metrics.comparison import Difference, holm
@@ -127,8 +129,7 @@ def differences(
 
 def card(results: Path, name: str, data: str) -> str:
     """A row's card for a folder without weights and photographs, and without the paths of this machine."""
-    text = (results / name / "README.md").read_text("utf-8")
-    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = ModelCard.load(results / name / "README.md", ignore_metadata_errors=True).text
     for part in LEFT_OUT:
         text = re.sub(rf"^## {part}\n.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
     text = text.replace(str(results), "outputs/results")

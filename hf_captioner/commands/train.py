@@ -157,15 +157,14 @@ def read_teachers(
         InputError: if one is none, speaks other words, or would have to see an image as the student does not.
     """
     teachers = []
+    seen = fingerprint(model.vision_encoder, processor.image_processor) if cached else None
     for folder in folders:
         teacher, other = read_captioner(folder, option="teachers")
         if other.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
             raise InputError(f"`teachers` must have the student's vocabulary, got {folder} with another")
         if prepares(other.image_processor) != prepares(processor.image_processor):
             raise InputError(f"`teachers` must take images as the student does, got {folder}, which resizes otherwise")
-        if cached and fingerprint(teacher.vision_encoder, other.image_processor) != fingerprint(
-            model.vision_encoder, processor.image_processor
-        ):
+        if cached and fingerprint(teacher.vision_encoder, other.image_processor) != seen:
             raise InputError(
                 f"`teachers` must have the student's vision model with `feature_cache`, got {folder} with another"
             )
