@@ -1,10 +1,15 @@
 """The RNN captioner against slow, obvious versions of its equations."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from testing.reference import row_logits
 from testing.tiny_models import ATTENTIONS, random_images, random_labels, tiny_model
+
+from hf_captioner.models.attention import AdditiveAlignment
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -93,6 +98,43 @@ def test_loss_is_the_formula(attention, smoothing):
     torch.testing.assert_close(in_evaluation.loss, expected(0.0))
     halves = model(image_features=features, labels=labels, num_items_in_batch=torch.tensor(5))
     torch.testing.assert_close(halves.loss * 5, in_evaluation.loss * (labels != -100).sum())
+
+
+def additive_alignment(dtype):
+    """An alignment, and what it is given of three images with five rows each: states (15, 7), keys (3, 1, 11, 6)."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(5), dtype=dtype)
+    alignment = AdditiveAlignment(SimpleNamespace(hidden_size=7, attention_size=6)).to(dtype)
+    return alignment, draw(15, 7).requires_grad_(), draw(3, 1, 11, 6).requires_grad_(), draw(3, 1, 5, 11)
+
+
+def gradients_of_additive_scores(make, alignment, state, keys, weights):
+    inputs = state, keys, alignment.query.weight, alignment.score.weight
+    return torch.autograd.grad((make(alignment, state, keys) * weights).sum(), inputs)
+
+
+def plain_additive_scores(alignment, state, keys):
+    query = alignment.query(state).view(3, 1, 5, 1, 6)
+    return alignment.score(torch.tanh(keys[:, :, None] + query))[..., 0]
+
+
+def test_additive_scores_in_training_have_the_formulas_gradients():
+    given = additive_alignment(torch.float64)
+    torch.testing.assert_close(given[0](*given[1:3]), plain_additive_scores(*given[:3]))
+    found = gradients_of_additive_scores(AdditiveAlignment.forward, *given)
+    for gradient, expected in zip(found, gradients_of_additive_scores(plain_additive_scores, *given), strict=True):
+        assert gradient.abs().min() > 0
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_additive_scores_under_autocast_are_nearer_than_bfloat16():
+    given = additive_alignment(torch.float32)
+    exact = plain_additive_scores(*given[:3])
+    with torch.autocast("cpu", torch.bfloat16):
+        found, coarse = given[0](*given[1:3]), plain_additive_scores(*given[:3])
+        gradients = gradients_of_additive_scores(AdditiveAlignment.forward, *given)
+    assert found.dtype == torch.float32 and (found - exact).abs().mean() < (coarse - exact).abs().mean()
+    for gradient, expected in zip(gradients, gradients_of_additive_scores(plain_additive_scores, *given), strict=True):
+        assert gradient.dtype == torch.float32 and (gradient - expected).norm() < 0.02 * expected.norm()
 
 
 def test_logits_of_real_tokens_are_the_same_in_training():
