@@ -28,7 +28,7 @@ quickstart: setup
 DATA ?= $(or $(HF_CAPTIONER_DATA),../shared/data)
 RESULTS ?= outputs/results
 ROWS ?= show_and_tell_lstm show_and_tell_gru additive dot scaled_dot multi_head hard hard_multi_head \
-	cnn_transformer distilled additive_scst cnn_transformer_scst unfrozen unfrozen_scst
+	cnn_transformer vit_transformer distilled additive_scst cnn_transformer_scst unfrozen unfrozen_scst
 SEED ?= 0
 SOFT := --config flickr8k_rnn_additive
 REWARD := --config flickr8k_rnn_additive_scst
@@ -48,6 +48,7 @@ dot := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "dot"}'
 scaled_dot := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "scaled_dot"}'
 multi_head := $(SOFT) $(NEW) $(CACHED) --model_config '{"attention": "multi_head"}'
 cnn_transformer := --config flickr8k_cnn_transformer $(NEW) $(CACHED)
+vit_transformer := --config flickr8k_vit_transformer
 # An additive captioner that also learns what these expect, from the views that the CNN-Transformer is trained on.
 TEACHERS := additive multi_head cnn_transformer
 distilled := $(SOFT) $(NEW) $(CACHED) --cached_crops 2 --smallest_crop 0.7 \

@@ -11,7 +11,8 @@ rounds of the other's time for an image divided by ours. Models have random weig
 - `decoding`: greedy and beam search of every system from regions, beside the same modules in a bare loop; soft
   attention beside a tutorial's loop, the Transformer without encoder layers beside `VisionEncoderDecoderModel` with a
   BERT decoder and beside BLIP's decoder, of its sizes.
-- `training`: a training step from regions, with one caption for an image and with several.
+- `training`: a training step from regions, with one caption for an image and with several, in single precision and in
+  bfloat16.
 - `growth`: how the time of a search grows with images, beams, words and regions.
 - `memory`: the largest memory of a search beyond what model and regions need, each in a fresh process.
 - `files`: from JPEG files to captions, and the parts of it alone, as `benchmark_speed` measures them.
@@ -35,6 +36,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import nn
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -48,6 +50,7 @@ from .benchmark_loops import (
     TutorialCaptioner,
     bare_search,
     blip_decoder,
+    blip_loss,
     blip_search,
     build,
     encoder_decoder_loss,
@@ -200,30 +203,39 @@ def decoding(args: Arguments) -> Iterator[Comparison]:
 
 
 def training(args: Arguments) -> Iterator[Comparison]:
-    """From regions, as of a frozen vision model; a step of the optimiser included."""
+    """
+    From regions, as of a frozen vision model; a step of the optimiser included. In single precision, and once more in
+    bfloat16 by autocast, as the recipes train: ours and transformers' models; a tutorial's loop knows of none.
+    """
     for regions in args.regions:
         length, width = shape(regions)
         for system in [name for name in ("additive", "vit_transformer") if name in args.systems]:
             ours = build(system, width, args.sizes).to(args.device).train()
             ours.freeze_vision()
-            losses = {OURS: (lambda features, labels, model: model(image_features=features, labels=labels).loss, ours)}
+            losses = {OURS: (captioner_loss, ours)}
             if system == "additive":
                 tutorial = TutorialCaptioner(width, args.hidden_size, args.vocab_size).to(args.device)
-                losses[TUTORIAL] = (lambda features, labels, model: model(features, labels), tutorial)
+                losses[TUTORIAL] = (nn.Module.__call__, tutorial)
             else:
                 theirs = vision_encoder_decoder(width, args.sizes).to(args.device).train()
                 theirs.encoder.requires_grad_(False)
-                losses[VED] = (lambda features, labels, model: encoder_decoder_loss(model, features, labels), theirs)
+                losses[VED] = (encoder_decoder_loss, theirs)
+                losses[BLIP] = (blip_loss, blip_decoder(width, args.sizes).to(args.device).train())
             features = torch.randn(args.training_images, length, width, device=args.device)
             for captions in sorted({1, args.captions}):
                 size = (args.training_images, captions, args.tokens)
                 labels = torch.randint(4, args.vocab_size, size, device=args.device)
-                runs = {
-                    name: (step(loss, model, features, labels), args.training_images)
-                    for name, (loss, model) in losses.items()
-                }
-                what = dict(system=system, regions=regions, batch=args.training_images)
-                yield Comparison({"part": "training", **what, "search": f"{captions} captions an image"}, runs)
+                for dtype in (torch.float32, torch.bfloat16):
+                    runs = {
+                        name: (
+                            step(loss, model, features, labels, dtype if name != TUTORIAL else torch.float32),
+                            len(features),
+                        )
+                        for name, (loss, model) in losses.items()
+                    }
+                    how = f"{captions} captions an image" + (", bfloat16" if dtype == torch.bfloat16 else "")
+                    what = dict(system=system, regions=regions, batch=args.training_images, search=how)
+                    yield Comparison({"part": "training", **what}, runs)
 
 
 def growth(args: Arguments) -> Iterator[Comparison]:
@@ -248,11 +260,22 @@ def search_name(beams: int) -> str:
     return "greedy" if beams == 1 else f"beam {beams}"
 
 
-def step(loss: Callable, model, features: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-5)
+def captioner_loss(model, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """As `train` calls it, which reads no logits."""
+    return model(image_features=features, labels=labels, output_logits=False).loss
+
+
+def step(
+    loss: Callable, model, features: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
+    """A step of training, the optimiser's included, under autocast if `dtype` is not single precision."""
+    learning = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=True)  # the Trainer's
 
     def take() -> None:
-        loss(features, labels, model).backward()
+        with torch.autocast(features.device.type, dtype, enabled=dtype != torch.float32):
+            found = loss(model, features, labels)
+        found.backward()
         optimizer.step()
         optimizer.zero_grad()
 

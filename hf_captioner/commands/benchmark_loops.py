@@ -37,7 +37,7 @@ SYSTEMS = {
     "scaled_dot": {"attention": "scaled_dot"},
     "multi_head": {"attention": "multi_head"},
     "cnn_transformer": {},
-    "vit_transformer": {"encoder_layers": 0},
+    "vit_transformer": {"encoder_layers": 0, "tie_word_embeddings": True},  # as in the models beside it
 }
 
 
@@ -273,6 +273,13 @@ def blip_decoder(width: int, sizes: dict[str, int]) -> BlipTextLMHeadModel:
     model = BlipTextLMHeadModel(config)
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def blip_loss(model, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of captions (B, k, T), with regions (B, L, D) repeated for each."""
+    repeated = features.repeat_interleave(labels.shape[1], dim=0)
+    words = nn.functional.pad(labels.flatten(0, 1), (1, 0), value=START)  # of which it predicts all but the first
+    return model(input_ids=words, encoder_hidden_states=repeated, labels=words, is_decoder=True).loss
 
 
 def blip_search(model, features: torch.Tensor, tokens: int, num_beams: int) -> torch.Tensor:

@@ -7,13 +7,20 @@ Writes, for every row (a folder in `results` with an evaluation), its card witho
 loading it; `flickr8k_results.json` with the rows' metrics, intervals, checks and learning curves, and with paired
 bootstrap tests (Holm's correction) between each row and the one that it differs from in one respect; and
 `flickr8k_results.png`, quality against training time. Prints the table and the tests in Markdown. Rows that are not in
-`results` stay as the file has them, so that the table can be made in parts.
+`results` stay as the file has them, so that the table can be made in parts. With other seeds, which lie in folders of
+their own,
+
+    make results ROWS=additive SEED=1 RESULTS=outputs/seed1
+    python training/results_table.py --results outputs/results --data ... --more_seeds outputs/seed1 outputs/seed2
+
+it also keeps and prints how much a row changes with its seed.
 """
 
 import json
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -37,6 +44,7 @@ ROWS = {
     "hard": "additive",
     "hard_multi_head": "multi_head",
     "cnn_transformer": "additive",
+    "vit_transformer": "cnn_transformer",
     "distilled": "additive",
     "additive_scst": "additive",
     "cnn_transformer_scst": "cnn_transformer",
@@ -55,6 +63,7 @@ class Arguments:
 
     results: str = field(metadata={"help": "folder that `make results` wrote"})
     data: str = field(metadata={"help": "the images with captions that it measured on"})
+    more_seeds: list[str] = field(default_factory=list, metadata={"help": "folders like `results`, of other seeds"})
     output_dir: str = field(default="model_cards", metadata={"help": "folder for cards, figures and picture"})
     resamples: int = field(default=10_000, metadata={"help": "number of resampled corpora"})
 
@@ -70,6 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     if not names:
         raise InputError(f"`results` must hold rows that were measured ({', '.join(ROWS)}), got none in {results}")
     references = read_captions(args.data, check_images=False)["captions"][:]
+    for other in map(Path, args.more_seeds):
+        if not any((other / name / "evaluation" / "metrics.json").exists() for name in names):
+            raise InputError(f"`more_seeds` must hold rows of `results` that were measured, got none in {other}")
     tests = differences(results, names, references, args.resamples)
     folder.mkdir(parents=True, exist_ok=True)
     figures = folder / "flickr8k_results.json"
@@ -77,11 +89,20 @@ def main(argv: list[str] | None = None) -> None:
     rows = known | {name: measured(results / name) for name in names}
     rows = {name: rows[name] for name in ROWS if name in rows}
     for name in names:
+        seeds = [Path(other, name) for other in args.more_seeds]
+        seeds = [figures_of(folder) for folder in seeds if (folder / "evaluation" / "metrics.json").exists()]
+        rows[name]["more_seeds"] = seeds or known.get(name, {}).get("more_seeds", [])
         rows[name]["tests"] = {metric: asdict(test) for metric, test in tests.get(name, {}).items()}
         (folder / f"flickr8k_{name}.md").write_text(card(results, name, args.data), "utf-8")
     write_json(figures, {"rows": rows, "resamples": args.resamples})
     plot(rows, folder / "flickr8k_results.png")
     print(table(rows))
+
+
+def figures_of(folder: Path) -> dict[str, float]:
+    """The metrics of a row that are numbers."""
+    report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    return {name: value for name, value in report["metrics"].items() if not isinstance(value, str)}
 
 
 def measured(folder: Path) -> dict[str, Any]:
@@ -90,7 +111,7 @@ def measured(folder: Path) -> dict[str, Any]:
     state = json.loads((folder / "trainer_state.json").read_text())
     seconds = next(line["train_runtime"] for line in state["log_history"] if "train_runtime" in line)
     return {
-        "metrics": {name: value for name, value in report["metrics"].items() if not isinstance(value, str)},
+        "metrics": figures_of(folder),
         "intervals_95": report["intervals_95"],
         "checks": report["checks"],
         "num_images": report["setting"]["num_images"],
@@ -143,7 +164,7 @@ def percent(value: float) -> str:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """The rows and their tests, times 100."""
+    """The rows, their tests and what several seeds of a row have in common, times 100."""
     lines = ["| row | BLEU-4 | CIDEr-D | METEOR 1.5 | different captions | minutes |", "| --- |" + " --- |" * 5]
     for name, row in rows.items():
         cells = []
@@ -162,6 +183,19 @@ def table(rows: dict[str, dict]) -> str:
                 low, high = (f"{100 * end:+.1f}" for end in test["interval"])
                 cells += [f"{100 * (test['first'] - test['second']):+.1f} ({low} to {high})", f"{test['p_holm']:.4f}"]
             lines.append(f"| {name} | {ROWS[name]} | {' | '.join(cells)} |")
+    several = {name: [row["metrics"], *row["more_seeds"]] for name, row in rows.items() if row.get("more_seeds")}
+    if several:
+        lines += [
+            "",
+            "| row | seeds | BLEU-4, mean (least to most) | CIDEr-D, mean (least to most) |",
+            "| --- |" + " --- |" * 3,
+        ]
+    for name, seeds in several.items():
+        cells = []
+        for metric in TESTED:
+            values = [seed[metric] for seed in seeds]
+            cells.append(f"{percent(mean(values))} ({percent(min(values))} to {percent(max(values))})")
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

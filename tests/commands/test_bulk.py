@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
+import threading
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from hf_captioner.commands.decoding_options import DecodingArguments
 from hf_captioner.commands.program import program
 from hf_captioner.data.image_files import ImageFile
 from hf_captioner.errors import InputError
+from hf_captioner.memory import memory_of
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,79 @@ def test_killed_processes_take_no_image_along(settings, images, expected, moment
     assert killed == 2 * len(moments)
     assert close(rows, expected)
     assert not multiprocessing.active_children()
+
+
+class Killer(threading.Thread):
+    """Kills one of the processes at random times, and keeps how much memory (MB) each had, second by second."""
+
+    def __init__(self, every: float, most: int):
+        super().__init__(daemon=True)
+        self.every, self.most, self.killed, self.over = every, most, 0, threading.Event()
+        self.memory: dict[int, list[float]] = {}
+
+    def run(self) -> None:
+        chance, wait = random.Random(0), self.every
+        while not self.over.wait(1):
+            at_work = [process.pid for process in multiprocessing.active_children()]
+            for pid in at_work:
+                self.memory.setdefault(pid, []).append(memory_of("VmRSS", pid))
+            wait -= 1
+            if wait < 0 and at_work and self.killed < self.most:
+                os.kill(chance.choice(at_work), signal.SIGKILL)
+                self.killed, wait = self.killed + 1, self.every * chance.uniform(0.5, 1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_twenty_thousand_images_through_kills(settings, images, tmp_path):
+    count, readable = 20_000, [image for image in images if Path(image.name).stem != "15"]
+    for number in range(count):
+        source = tmp_path / f"{number:05}.png"
+        source.write_text("no image") if number % 7 == 5 else source.hardlink_to(readable[number % 20].name)
+    files = [ImageFile(str(path)) for path in sorted(tmp_path.iterdir())]
+    expected = {number: row["caption"] for number, row in enumerate(BatchCaptioner(settings)(readable[:20]))}
+    killer, held, start = Killer(every=8, most=4), [], time.monotonic()
+    killer.start()
+    rows = []
+    for batch in caption_in_processes(iter(files), settings, 32, 2):
+        rows += batch
+        held.append(memory_of("VmRSS"))
+    killer.over.set()
+    took = time.monotonic() - start
+    assert [row["image"] for row in rows] == [image.name for image in files]
+    for number, row in enumerate(rows):
+        assert row.get("caption") == (None if number % 7 == 5 else expected[number % 20])
+        assert ("error" in row) == (number % 7 == 5) and "ended" not in row.get("error", "")
+    old = [memory[15:] for memory in killer.memory.values() if len(memory) > 20]  # those that have long been at work
+    grown = max(max(memory) - memory[0] for memory in old)
+    print(f"{count} images in {took:.0f} s, {killer.killed} processes killed, one that was not grew by {grown:.1f} MB")
+    print(f"the program from {held[len(held) // 4]:.0f} to {held[-1]:.0f} MB")  # with the rows themselves
+    assert killer.killed == 4 and grown < 20 and held[-1] < held[len(held) // 4] + 20
+
+
+@dataclass(frozen=True)
+class Slow(ImageFile):
+    """An image that takes the time of a large model, whatever the cores have to do."""
+
+    def source(self):
+        time.sleep(0.05)
+        return super().source()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_processes_are_faster_than_one(settings, images):
+    """The model's time is simulated by a sleep: two cores that compute are not always to be had."""
+    seconds = {}
+    for processes in (1, 2):
+        some = (Slow(images[number % 20].name) for number in range(2000))
+        batches = caption_in_processes(some, settings, 8, processes)
+        next(batches)  # until here processes start and load their model
+        start = time.monotonic()
+        assert sum(map(len, batches)) == 2000 - 8
+        seconds[processes] = time.monotonic() - start
+    print(f"2,000 images: one process {seconds[1]:.1f} s, two {seconds[2]:.1f} s, {seconds[1] / seconds[2]:.2f}x")
+    assert seconds[1] / seconds[2] >= 1.7
 
 
 @pytest.mark.slow

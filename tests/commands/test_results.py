@@ -39,7 +39,7 @@ def test_every_row_can_begin(tmp_path):
     made = commands(tmp_path)
     trainings = [arguments[3:] for arguments in made if arguments[2:3] == ["training/train.py"]]
     rows = {value(arguments, "--output_dir").split("/")[-1]: arguments for arguments in trainings}
-    assert len(rows) == len(trainings) == 14 and len(made) == 42
+    assert len(rows) == len(trainings) == 15 and len(made) == 45
     fields = {}
     for name, arguments in rows.items():  # in the order of their making
         model_args, data_args, objective, args = train.parse_arguments(arguments)
@@ -54,7 +54,8 @@ def test_every_row_can_begin(tmp_path):
         assert objective.objective == kinds.get(name.split("_")[-1], "cross_entropy")
         known = set(fields) - {name}
         assert {folder.split("/")[-1] for folder in objective.teachers or []} <= known  # made before
-        assert (data_args.feature_cache is None) == (name == "unfrozen") != model_args.freeze_vision
+        learns_to_see = name in ("unfrozen", "vit_transformer")
+        assert (data_args.feature_cache is None) == learns_to_see != model_args.freeze_vision
         assert ("hard" in name) == (getattr(config, "attention_sampling", "soft") == "hard")
         assert args.seed == 0 and args.do_train and args.load_best_model_at_end
     assert {fields[name]["attention"] for name in ("show_and_tell_lstm", "show_and_tell_gru")} == {"none"}

@@ -67,13 +67,13 @@ def captions(right: int) -> list[str]:
 
 @pytest.fixture
 def table(tmp_path):
-    """A function that makes the table anew."""
+    """A function that makes the table anew, with further options."""
     write(tmp_path / "results", "additive", captions(7), 0.6, 30)
     write(tmp_path / "results", "show_and_tell_lstm", captions(3), 0.3, 20)
     write(tmp_path / "results", "hard", captions(6), 0.5, 10)
     options = ["--data", "shapes:rows=12,seed=5", "--output_dir", str(tmp_path / "cards"), "--resamples", "200"]
     options += ["--results", str(tmp_path / "results")]
-    return lambda: results_table.main(options)
+    return lambda *more: results_table.main([*options, *more])
 
 
 def test_cards_figures_and_tests(tmp_path, table, capsys):
@@ -117,6 +117,20 @@ def test_rows_that_are_not_there_stay_as_they_were(tmp_path, table):
     table()
     after = json.loads((tmp_path / "cards/flickr8k_results.json").read_text())["rows"]
     assert after["additive"] == before["additive"] and list(after) == list(before)
+
+
+def test_other_seeds_are_kept_beside_a_row(tmp_path, table, capsys):
+    table()
+    assert "seeds" not in capsys.readouterr().out
+    for seed, cider_d in ((1, 0.66), (2, 0.57)):
+        write(tmp_path / f"seed{seed}", "additive", captions(7), cider_d, 30)
+    table("--more_seeds", str(tmp_path / "seed1"), str(tmp_path / "seed2"))
+    line = "| additive | 3 | 25.0 (25.0 to 25.0) | 61.0 (57.0 to 66.0) |"
+    assert capsys.readouterr().out.count(line) == 1
+    table()
+    assert line in capsys.readouterr().out  # what was measured stays
+    with pytest.raises(InputError, match="`more_seeds` must hold rows of `results` .*got none in .*nowhere"):
+        table("--more_seeds", str(tmp_path / "nowhere"))
 
 
 def test_nothing_measured_is_named(tmp_path):
