@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from testing import ROOT
 from torch import nn
 
 from hf_captioner.commands import benchmark
@@ -16,6 +17,7 @@ from hf_captioner.commands.benchmark_loops import (
     TutorialCaptioner,
     bare_search,
     blip_decoder,
+    blip_loss,
     blip_search,
     build,
     encoder_decoder_loss,
@@ -88,8 +90,13 @@ def test_models_of_others_look_at_the_regions(features):
                 different += not torch.equal(said, search(model, -features, 5, beams))
             assert said.shape == (3, 5) and different
     labels = torch.randint(4, 30, (3, 2, 5))
-    one, two = (encoder_decoder_loss(theirs, features, labels[:, [i]]) for i in range(2))
-    torch.testing.assert_close(encoder_decoder_loss(theirs, features, labels), (one + two) / 2)
+    for loss, model in ((encoder_decoder_loss, theirs), (blip_loss, blip)):
+        one, two = (loss(model, features, labels[:, [i]]) for i in range(2))
+        torch.testing.assert_close(loss(model, features, labels), (one + two) / 2)
+    words = torch.cat([torch.full((3, 1), START), labels[:, 0]], dim=1)
+    logits = blip(input_ids=words[:, :-1], encoder_hidden_states=features, is_decoder=True).logits
+    expected = nn.functional.cross_entropy(logits.transpose(1, 2), words[:, 1:])
+    torch.testing.assert_close(blip_loss(blip, features, labels[:, [0]]), expected)
 
 
 def test_ratios_are_medians_of_rounds_for_an_image():
@@ -176,3 +183,22 @@ def test_all_parts(tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_measured_is_refused(option, value, message):
     with pytest.raises(InputError, match=message):
         benchmark.main([f"--{option}", value])
+
+
+def test_the_page_has_what_was_measured_last():
+    """docs/speed.md, of the last line of the history: each row begins with the name of its ratios."""
+    lines = (ROOT / "docs" / "speed.md").read_text().splitlines()
+    ratios = read_history(ROOT / "benchmarks" / "history.jsonl")[-1]["ratios"]
+    columns, seen = [], 0
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == "measured":
+            columns = cells[1:]
+        elif line.startswith("| `") and columns:
+            for column, cell in zip(columns, cells[1:], strict=True):
+                known = ratios.get(f"{cells[0].strip('`')}: {column}")
+                assert cell == ("" if known is None else f"{known:.2f}"), line
+                seen += known is not None
+        else:
+            columns = columns if line.startswith("| ---") else []
+    assert seen > 50
