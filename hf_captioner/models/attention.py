@@ -117,17 +117,20 @@ class _AdditiveScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keys, query, vector):
         ctx.save_for_backward(keys, query, vector)
+        given = keys.dtype
         keys, query, vector = _at_least_single(keys, query, vector)
         place = torch.empty_like(keys)
         with torch.autocast(keys.device.type, enabled=False):
             rows = [torch.add(keys, row[:, None], out=place).tanh_() @ vector for row in query.unbind(1)]
-        return torch.stack(rows, dim=1)
+        # What follows takes any type under autocast, otherwise that of the weights alone.
+        return torch.stack(rows, dim=1).to(keys.dtype if torch.is_autocast_enabled(keys.device.type) else given)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         """tanh' = 1 - tanh^2: the gradients of keys and queries are sums of `grad` less sums of grad * tanh^2."""
-        keys, query, vector = _at_least_single(*ctx.saved_tensors)
+        saved = ctx.saved_tensors
+        keys, query, vector, grad = _at_least_single(*saved, grad)
         place = torch.empty_like(keys)
         with torch.autocast(keys.device.type, enabled=False):
             of_keys, of_query, of_vector = torch.zeros_like(keys), [], torch.zeros_like(vector)
@@ -140,7 +143,7 @@ class _AdditiveScores(torch.autograd.Function):
             of_keys = of_keys.neg_().add_(grad.sum(1)[..., None]).mul_(vector)
             of_query = (grad.sum(2)[..., None] - torch.stack(of_query, dim=1)) * vector
         found = of_keys, of_query, of_vector
-        return tuple(one.to(given.dtype) for one, given in zip(found, ctx.saved_tensors, strict=True))
+        return tuple(one.to(given.dtype) for one, given in zip(found, saved, strict=True))
 
 
 def _at_least_single(*tensors: torch.Tensor) -> list[torch.Tensor]:
