@@ -51,6 +51,7 @@ ROWS = {
     "unfrozen": "additive",
     "unfrozen_scst": "unfrozen",
 }
+REPORT = Path("evaluation", "metrics.json")  # of a row, what `evaluate` wrote
 TESTED = ("bleu_4", "cider_d")
 SHOWN = ("bleu_4", "cider_d", "meteor_1.5")
 # Of a card, the parts that only make sense beside the weights and the photographs.
@@ -75,12 +76,12 @@ class Arguments:
 def main(argv: list[str] | None = None) -> None:
     (args,) = CommandParser(Arguments, description=__doc__).parse(argv)
     results, folder = Path(args.results), Path(args.output_dir)
-    names = [name for name in ROWS if (results / name / "evaluation" / "metrics.json").exists()]
+    names = [name for name in ROWS if (results / name / REPORT).exists()]
     if not names:
         raise InputError(f"`results` must hold rows that were measured ({', '.join(ROWS)}), got none in {results}")
     references = read_captions(args.data, check_images=False)["captions"][:]
     for other in map(Path, args.more_seeds):
-        if not any((other / name / "evaluation" / "metrics.json").exists() for name in names):
+        if not any((other / name / REPORT).exists() for name in names):
             raise InputError(f"`more_seeds` must hold rows of `results` that were measured, got none in {other}")
     tests = differences(results, names, references, args.resamples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,8 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = known | {name: measured(results / name) for name in names}
     rows = {name: rows[name] for name in ROWS if name in rows}
     for name in names:
-        seeds = [Path(other, name) for other in args.more_seeds]
-        seeds = [figures_of(folder) for folder in seeds if (folder / "evaluation" / "metrics.json").exists()]
+        reports = [Path(other, name, REPORT) for other in args.more_seeds]
+        seeds = [figures_of(json.loads(report.read_text())) for report in reports if report.exists()]
         rows[name]["more_seeds"] = seeds or known.get(name, {}).get("more_seeds", [])
         rows[name]["tests"] = {metric: asdict(test) for metric, test in tests.get(name, {}).items()}
         (folder / f"flickr8k_{name}.md").write_text(card(results, name, args.data), "utf-8")
@@ -99,19 +100,18 @@ def main(argv: list[str] | None = None) -> None:
     print(table(rows))
 
 
-def figures_of(folder: Path) -> dict[str, float]:
-    """The metrics of a row that are numbers."""
-    report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+def figures_of(report: dict[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation that are numbers."""
     return {name: value for name, value in report["metrics"].items() if not isinstance(value, str)}
 
 
 def measured(folder: Path) -> dict[str, Any]:
     """What a row's evaluation and training left: metrics, intervals, checks, minutes, and the curve over steps."""
-    report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    report = json.loads((folder / REPORT).read_text())
     state = json.loads((folder / "trainer_state.json").read_text())
     seconds = next(line["train_runtime"] for line in state["log_history"] if "train_runtime" in line)
     return {
-        "metrics": figures_of(folder),
+        "metrics": figures_of(report),
         "intervals_95": report["intervals_95"],
         "checks": report["checks"],
         "num_images": report["setting"]["num_images"],

@@ -24,6 +24,11 @@ def rows_per_image(num_rows: int, num_images: int) -> int:
     return num_rows // num_images
 
 
+def at_least_single(tensor: torch.Tensor) -> torch.Tensor:
+    """In single precision, if it is in half: what sums of log-likelihoods need, and tanh on processors."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class RegionProjection(nn.Module):
     """
     Keys and values of all regions, made once per image.
@@ -118,7 +123,7 @@ class _AdditiveScores(torch.autograd.Function):
     def forward(ctx, keys, query, vector):
         ctx.save_for_backward(keys, query, vector)
         given = keys.dtype
-        keys, query, vector = _at_least_single(keys, query, vector)
+        keys, query, vector = map(at_least_single, (keys, query, vector))
         place = torch.empty_like(keys)
         with torch.autocast(keys.device.type, enabled=False):
             rows = [torch.add(keys, row[:, None], out=place).tanh_() @ vector for row in query.unbind(1)]
@@ -130,7 +135,7 @@ class _AdditiveScores(torch.autograd.Function):
     def backward(ctx, grad):
         """tanh' = 1 - tanh^2: the gradients of keys and queries are sums of `grad` less sums of grad * tanh^2."""
         saved = ctx.saved_tensors
-        keys, query, vector, grad = _at_least_single(*saved, grad)
+        keys, query, vector, grad = map(at_least_single, (*saved, grad))
         place = torch.empty_like(keys)
         with torch.autocast(keys.device.type, enabled=False):
             of_keys, of_query, of_vector = torch.zeros_like(keys), [], torch.zeros_like(vector)
@@ -144,10 +149,6 @@ class _AdditiveScores(torch.autograd.Function):
             of_query = (grad.sum(2)[..., None] - torch.stack(of_query, dim=1)) * vector
         found = of_keys, of_query, of_vector
         return tuple(one.to(given.dtype) for one, given in zip(found, saved, strict=True))
-
-
-def _at_least_single(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
 class AdditiveAlignment(Alignment):

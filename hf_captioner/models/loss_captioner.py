@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils import ModelOutput
 
+from .attention import at_least_single
+
 
 @dataclass
 class CaptionerOutput(Seq2SeqLMOutput):
@@ -17,11 +19,6 @@ class CaptionerOutput(Seq2SeqLMOutput):
     """
 
     log: dict[str, torch.Tensor] | None = None
-
-
-def _at_least_single(logits: torch.Tensor) -> torch.Tensor:
-    """Casts half-precision logits to single precision, which a sum of log-likelihoods needs."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def row_lengths(labels: torch.LongTensor) -> torch.LongTensor:
@@ -96,7 +93,7 @@ class CaptionerLossMixin:
         """
         if output_logits and not (self.training or is_weighted):
             logits = self.lm_head(hidden)
-            losses = F.cross_entropy(_at_least_single(logits).flatten(0, 1), labels.flatten(), reduction="none")
+            losses = F.cross_entropy(at_least_single(logits).flatten(0, 1), labels.flatten(), reduction="none")
             return logits, losses.view(labels.shape)
         # The output layer takes most of a step's time and often half of a batch is padding, so only real tokens go
         # through it.
@@ -104,7 +101,7 @@ class CaptionerLossMixin:
         real_logits = self.lm_head(hidden[real])
         smoothing = self.config.label_smoothing if self.training and not is_weighted else 0.0
         real_losses = F.cross_entropy(
-            _at_least_single(real_logits), labels[real], reduction="none", label_smoothing=smoothing
+            at_least_single(real_logits), labels[real], reduction="none", label_smoothing=smoothing
         )
         losses = real_losses.new_zeros(labels.shape)
         losses[real] = real_losses
